@@ -1,0 +1,115 @@
+"""What streaming keeps: unrotated keys and values of past blocks, as immutable tensors.
+
+A cache is read while a block is denoised and written once, when the block is committed; committing returns a new cache
+and leaves the old one untouched. That makes a cache safe under autograd and activation recomputation, lets a stream be
+forked by keeping a reference, and lets eviction be a filter over frames that the visibility rule decides.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from causvid.attention.masks import Rule
+from causvid.registry import register
+from causvid.types import Text
+
+LayerKV = tuple[Tensor, Tensor]
+
+
+@register("cache", "rule")
+@dataclass(frozen=True)
+class KVCache:
+    """Keys and values that later blocks may see under ``rule``; everything else is forgotten at commit.
+
+    Args:
+        rule: visibility of the stream; defaults to the model's own mask where a model makes the cache.
+
+    Attributes:
+        blocks: one entry per kept frame range: its frames and, per layer, (k, v) of ``b heads (f n) d``.
+        next_block, next_frame: where the stream goes on.
+    """
+
+    rule: Rule
+    blocks: tuple[tuple[tuple[int, ...], tuple[LayerKV, ...]], ...] = ()
+    next_block: int = 0
+    next_frame: int = 0
+    cross: CrossMemo = field(default_factory=lambda: CrossMemo(), compare=False)
+
+    def __post_init__(self) -> None:
+        if not self.rule.causal:
+            raise ValueError(f"mask '{type(self.rule).__name__}' has no stream, so it has no cache")
+
+    @property
+    def frames(self) -> tuple[int, ...]:
+        """Indices of the kept frames, ascending."""
+        return tuple(frame for frames, _ in self.blocks for frame in frames)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes held in keys and values."""
+        return sum(k.nbytes + v.nbytes for _, layers in self.blocks for k, v in layers)
+
+    def read(self, layer: int) -> list[LayerKV]:
+        """Kept (k, v) of a layer, oldest first."""
+        return [layers[layer] for _, layers in self.blocks]
+
+    def check_block(self, count: int) -> None:
+        """Accept only the frames that come next: one block, or the short last one.
+
+        Raises:
+            ValueError: more frames than the next block holds, or none.
+        """
+        start, stop = self.rule.block_range(self.next_block)
+        if self.next_frame != start:
+            raise ValueError(f"block {self.next_block - 1} was short, so it was the last: the stream has ended")
+        if not 1 <= count <= stop - start:
+            raise ValueError(f"block {self.next_block} takes 1 to {stop - start} frames, got {count}")
+
+    def committed(self, layers: tuple[LayerKV, ...], count: int) -> KVCache:
+        """A new cache with the block's keys and values, less what no later block sees.
+
+        Args:
+            layers: (k, v) per layer, ``b heads (f n) d``.
+            count: frames of the block.
+        """
+        self.check_block(count)
+        frames = tuple(range(self.next_frame, self.next_frame + count))
+        kept = set(self.rule.kept(self.next_block, [*self.frames, *frames]))
+        blocks = []
+        for block_frames, block_layers in [*self.blocks, (frames, layers)]:
+            stay = [i for i, frame in enumerate(block_frames) if frame in kept]
+            if len(stay) == len(block_frames):
+                blocks.append((block_frames, block_layers))
+            elif stay:
+                rows = tuple(_take_frames(kv, stay, len(block_frames)) for kv in block_layers)
+                blocks.append((tuple(block_frames[i] for i in stay), rows))
+        return KVCache(self.rule, tuple(blocks), self.next_block + 1, self.next_frame + count, self.cross)
+
+
+def _take_frames(kv: LayerKV, stay: list[int], count: int) -> LayerKV:
+    """Rows of the frames that stay, copied so that the rest of the block can be freed."""
+    index = torch.tensor(stay, device=kv[0].device)
+    k, v = (x.unflatten(2, (count, -1)).index_select(2, index).flatten(2, 3) for x in kv)
+    return k, v
+
+
+class CrossMemo:
+    """Cross-attention keys and values of one prompt, computed once per stream; a new ``Text`` replaces them.
+
+    Used only without gradient: weights do not change within a stream.
+    """
+
+    def __init__(self) -> None:
+        self._text: Text | None = None
+        self._layers: dict[int, LayerKV] = {}
+
+    def get(self, text: Text, layer: int) -> LayerKV | None:
+        return self._layers.get(layer) if self._text is text else None
+
+    def put(self, text: Text, layer: int, kv: LayerKV) -> None:
+        if self._text is not text:
+            self._text, self._layers = text, {}
+        self._layers[layer] = kv

@@ -1,0 +1,311 @@
+"""The one video diffusion transformer of this project, in the design of Wan2.1 (arXiv 2503.20314), at any size.
+
+Patch embedding, 3D rotary positions, per-frame AdaLN time modulation, RMS-normalised queries and keys, and text
+cross-attention. The same weights run bidirectionally, causally in one masked pass, teacher-forced, and streaming with
+a cache; which of these is decided by the mask and by what is passed to ``forward``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from causvid.attention import rope
+from causvid.attention.cache import KVCache, LayerKV
+from causvid.attention.kernels import Attend, Blockwise, Grid, Kernel
+from causvid.attention.masks import Bidirectional, Pattern, Rule
+from causvid.attention.positions import Absolute, Position
+from causvid.registry import register
+from causvid.types import DenoiserOutput, Text
+
+
+def sinusoid(t: Tensor, width: int) -> Tensor:
+    """Sinusoidal features of ``t`` (any shape): cosines, then sines, ``... width``, rates 10000^(-2i/width)."""
+    half = width // 2
+    rates = torch.exp(-math.log(10000.0) * torch.arange(half, dtype=torch.float64, device=t.device) / half)
+    angles = t.to(torch.float64)[..., None] * rates
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+class SelfAttention(nn.Module):
+    """Self-attention with fused projections and queries and keys normalised over the full width."""
+
+    def __init__(self, dim: int, heads: int, eps: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.q_norm = nn.RMSNorm(dim, eps=eps)
+        self.k_norm = nn.RMSNorm(dim, eps=eps)
+        self.out = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, attend: Attend) -> tuple[Tensor, LayerKV]:
+        """``b s d`` -> the same, and the unrotated (k, v) of these tokens, ``b heads s d/heads``."""
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        q, k, v = (rearrange(y, "b s (k d) -> b k s d", k=self.heads) for y in (self.q_norm(q), self.k_norm(k), v))
+        return self.out(rearrange(attend(q, k, v), "b k s d -> b s (k d)")), (k, v)
+
+
+class CrossAttention(nn.Module):
+    """Attention to the text; keys and values depend on the prompt alone and can be kept."""
+
+    def __init__(self, dim: int, heads: int, eps: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q = nn.Linear(dim, dim)
+        self.kv = nn.Linear(dim, 2 * dim)
+        self.q_norm = nn.RMSNorm(dim, eps=eps)
+        self.k_norm = nn.RMSNorm(dim, eps=eps)
+        self.out = nn.Linear(dim, dim)
+
+    def project(self, text: Tensor) -> LayerKV:
+        """Keys and values of the text, ``b l d`` -> two of ``b heads l d/heads``."""
+        k, v = self.kv(text).chunk(2, dim=-1)
+        k, v = (rearrange(y, "b l (k d) -> b k l d", k=self.heads) for y in (self.k_norm(k), v))
+        return k, v
+
+    def forward(self, x: Tensor, kv: LayerKV) -> Tensor:
+        q = rearrange(self.q_norm(self.q(x)), "b s (k d) -> b k s d", k=self.heads)
+        return self.out(rearrange(F.scaled_dot_product_attention(q, *kv), "b k s d -> b s (k d)"))
+
+
+class Block(nn.Module):
+    """Self-attention, text cross-attention and feed-forward, modulated per frame by time."""
+
+    def __init__(self, dim: int, ffn_dim: int, heads: int, eps: float, cross_norm: bool) -> None:
+        super().__init__()
+        self.self_norm = nn.LayerNorm(dim, eps=eps, elementwise_affine=False)
+        self.self_attention = SelfAttention(dim, heads, eps)
+        self.cross_norm = nn.LayerNorm(dim, eps=eps) if cross_norm else nn.Identity()
+        self.cross_attention = CrossAttention(dim, heads, eps)
+        self.ffn_norm = nn.LayerNorm(dim, eps=eps, elementwise_affine=False)
+        self.ffn = nn.Sequential(nn.Linear(dim, ffn_dim), nn.GELU(approximate="tanh"), nn.Linear(ffn_dim, dim))
+        self.modulation = nn.Parameter(torch.randn(6, dim) / dim**0.5)
+
+    def forward(self, x: Tensor, time: Tensor, attend: Attend, text: LayerKV) -> tuple[Tensor, LayerKV]:
+        """One block.
+
+        Args:
+            x: tokens, ``b f n d``.
+            time: modulation from time, ``b f 6 d``.
+            attend: planned self-attention.
+            text: keys and values of the text; their batch is b, or b f where the text differs per frame.
+        """
+        frames = x.shape[1]
+        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (time + self.modulation).unsqueeze(2).unbind(3)
+        hidden = (self.self_norm(x) * (1 + scale) + shift).flatten(1, 2)
+        hidden, kv = self.self_attention(hidden, attend)
+        x = x + gate * hidden.unflatten(1, (frames, -1))
+        tokens = self.cross_norm(x)
+        per_frame = text[0].shape[0] != x.shape[0]
+        tokens = rearrange(tokens, "b f n d -> (b f) n d" if per_frame else "b f n d -> b (f n) d")
+        x = x + self.cross_attention(tokens, text).reshape(x.shape)
+        hidden = self.ffn(self.ffn_norm(x) * (1 + ffn_scale) + ffn_shift)
+        return x + ffn_gate * hidden, kv
+
+
+@register("model", "dit")
+class VideoDiT(nn.Module):
+    """Wan-design video diffusion transformer.
+
+    Args:
+        channels: latent channels.
+        dim: width of the network.
+        ffn_dim: width of the feed-forward layer.
+        heads: attention heads; ``dim / heads`` must be even and at least 6.
+        layers: number of blocks.
+        text_dim: width of the text encoder's embeddings.
+        patch: (height, width) of a patch; a latent frame is one patch long.
+        freq_dim: width of the sinusoidal time features.
+        time_scale: factor on t before the sinusoid (Wan: 1000).
+        prediction: what the network's output means, ``velocity`` (Wan) or ``x0``.
+        cross_norm: normalise tokens before cross-attention (Wan: yes).
+        theta: base of the rotary rates.
+        eps: epsilon of every normalisation.
+        mask: visibility rule of a masked pass; also that of streams.
+        position: position policy along time.
+        kernel: how a masked pass is computed.
+
+    Raises:
+        ValueError: the geometry does not fit, or the kernel can't express mask and positions.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        dim: int,
+        ffn_dim: int,
+        heads: int,
+        layers: int,
+        text_dim: int,
+        patch: Sequence[int] = (2, 2),
+        freq_dim: int = 256,
+        time_scale: float = 1000.0,
+        prediction: Literal["velocity", "x0"] = "velocity",
+        cross_norm: bool = True,
+        theta: float = 10000.0,
+        eps: float = 1e-6,
+        mask: Rule | None = None,
+        position: Position | None = None,
+        kernel: Kernel | None = None,
+    ) -> None:
+        super().__init__()
+        if dim % heads:
+            raise ValueError(f"dim ({dim}) is not a multiple of heads ({heads})")
+        if prediction not in ("velocity", "x0"):
+            raise ValueError(f"prediction must be 'velocity' or 'x0', got '{prediction}'")
+        rope.split_pairs(dim // heads)
+        self.channels, self.layers, self.head_dim = channels, layers, dim // heads
+        self.patch: tuple[int, int] = (patch[0], patch[1])
+        self.freq_dim, self.time_scale, self.theta = freq_dim, time_scale, theta
+        self.prediction: Literal["velocity", "x0"] = prediction
+        self.mask: Rule = mask or Bidirectional()
+        self.position: Position = position or Absolute()
+        self.kernel: Kernel = kernel or Blockwise()
+        self.kernel.check(self.mask, self.position)
+        values = channels * self.patch[0] * self.patch[1]
+        self.patch_embed = nn.Linear(values, dim)
+        self.text_embed = nn.Sequential(nn.Linear(text_dim, dim), nn.GELU(approximate="tanh"), nn.Linear(dim, dim))
+        self.time_embed = nn.Sequential(nn.Linear(freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
+        self.time_project = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
+        self.blocks = nn.ModuleList(Block(dim, ffn_dim, heads, eps, cross_norm) for _ in range(layers))
+        self.head_norm = nn.LayerNorm(dim, eps=eps, elementwise_affine=False)
+        self.head_modulation = nn.Parameter(torch.randn(2, dim) / dim**0.5)
+        self.head = nn.Linear(dim, values)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        nn.init.zeros_(self.head.weight)
+
+    def new_cache(self, rule: Rule | None = None) -> KVCache:
+        """An empty cache for a stream under ``rule``, by default the model's own mask."""
+        return KVCache(rule or self.mask)
+
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        text: Text,
+        *,
+        context: Tensor | None = None,
+        cache: KVCache | None = None,
+        commit: bool = False,
+        positions: Tensor | None = None,
+        return_features: Sequence[int] = (),
+    ) -> DenoiserOutput:
+        """Denoise ``x`` at time ``t``.
+
+        Args:
+            x: noisy latents, ``b f c h w``; under a cache, the frames of the stream's next block.
+            t: time of each frame, ``b f``, in [0, 1].
+            text: prompts' embeddings.
+            context: clean latents of the same frames, ``b f c h w``: the teacher-forcing pass [clean | noisy], of
+                which the noisy half is returned.
+            cache: past of a stream; without one, a single masked pass over all frames.
+            commit: put this block's keys and values into a new cache, returned with the output.
+            positions: index of the first frame (0-dim), without a cache; default 0.
+            return_features: layers after which to return the tokens, ``b f n d`` each.
+
+        Raises:
+            ValueError: shapes that do not fit the patch, the text or the cache.
+        """
+        if cache is not None and context is not None:
+            raise ValueError("teacher forcing is a masked pass: context and cache exclude each other")
+        if commit and cache is None:
+            raise ValueError("commit needs a cache")
+        batch, frames, _, height, width = self._check(x, t, text)
+        grid = Grid(height, width, self.head_dim, self.theta, x.dtype, x.device)
+        tokens, modulation, hidden_t = self._embed(x, t)
+        if context is not None:
+            clean, clean_modulation, _ = self._embed(context, torch.zeros_like(t))
+            tokens, modulation = torch.cat([clean, tokens], 1), torch.cat([clean_modulation, modulation], 1)
+        if cache is None:
+            first = 0 if positions is None else int(positions)
+            pattern = Pattern(self.mask, frames, context is not None, first)
+            plan = self.kernel.plan(pattern, self.position, grid)
+        embedded = None
+        fresh: list[LayerKV] = []
+        features: list[Tensor] = []
+        memo = cache.cross if cache is not None and not torch.is_grad_enabled() else None
+        for index, block in enumerate(self.blocks):
+            text_kv = memo.get(text, index) if memo else None
+            if text_kv is None:
+                embedded = self._embed_text(text, context is not None) if embedded is None else embedded
+                text_kv = block.cross_attention.project(embedded)
+                if memo:
+                    memo.put(text, index, text_kv)
+            attend = plan if cache is None else self._stream(cache, index, frames, grid)
+            tokens, kv = block(tokens, modulation, attend, text_kv)
+            if commit:
+                fresh.append(kv)
+            if index in return_features:
+                features.append(tokens[:, -frames:])
+        prediction = self._head(tokens[:, -frames:], hidden_t, height, width)
+        after = cache.committed(tuple(fresh), frames) if commit and cache is not None else cache
+        return DenoiserOutput(x, t, prediction, self.prediction, after, tuple(features))
+
+    def _check(self, x: Tensor, t: Tensor, text: Text) -> tuple[int, int, int, int, int]:
+        if x.ndim != 5 or x.shape[2] != self.channels:
+            raise ValueError(f"latents must be 'b f {self.channels} h w', got shape {tuple(x.shape)}")
+        batch, frames, channels, height, width = x.shape
+        if height % self.patch[0] or width % self.patch[1]:
+            raise ValueError(f"latent size {height}x{width} is not a multiple of the patch {self.patch}")
+        if t.shape != (batch, frames):
+            raise ValueError(f"t must be 'b f' = {(batch, frames)}, got shape {tuple(t.shape)}")
+        shape = text.embeddings.shape
+        if shape[0] != batch or (len(shape) == 4 and shape[1] != frames):
+            raise ValueError(f"text of shape {tuple(shape)} does not fit {batch} clips of {frames} frames")
+        return batch, frames, channels, height // self.patch[0], width // self.patch[1]
+
+    def _embed(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens ``b f n d``, block modulation ``b f 6 d`` and the head's time ``b f d``."""
+        patches = rearrange(x, "b f c (h p) (w q) -> b f (h w) (c p q)", p=self.patch[0], q=self.patch[1])
+        hidden = self.time_embed(sinusoid(t * self.time_scale, self.freq_dim).to(x.dtype))
+        return self.patch_embed(patches), self.time_project(hidden).unflatten(-1, (6, -1)), hidden
+
+    def _embed_text(self, text: Text, twice: bool) -> Tensor:
+        embedded = self.text_embed(text.embeddings)
+        if embedded.ndim == 3:
+            return embedded
+        return (torch.cat([embedded, embedded], 1) if twice else embedded).flatten(0, 1)
+
+    def _head(self, tokens: Tensor, hidden_t: Tensor, height: int, width: int) -> Tensor:
+        shift, scale = (hidden_t[:, :, None] + self.head_modulation).unsqueeze(2).unbind(3)
+        out = self.head(self.head_norm(tokens) * (1 + scale) + shift)
+        return rearrange(
+            out, "b f (h w) (p q c) -> b f c (h p) (w q)", h=height, w=width, p=self.patch[0], q=self.patch[1]
+        )
+
+    def _stream(self, cache: KVCache, layer: int, frames: int, grid: Grid) -> Attend:
+        """Attention of the next block over what the cache keeps and itself: no mask is needed."""
+        cache.check_block(frames)
+        key_frames = (*cache.frames, *range(cache.next_frame, cache.next_frame + frames))
+        key_rotations, query_rotations = _stream_rotations(self.position, key_frames, frames, grid)
+        past = cache.read(layer)
+
+        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            k = torch.cat([*(pair[0] for pair in past), k], dim=2)
+            v = torch.cat([*(pair[1] for pair in past), v], dim=2)
+            return F.scaled_dot_product_attention(rope.rotate(q, query_rotations), rope.rotate(k, key_rotations), v)
+
+        return attend
+
+
+@lru_cache(maxsize=8)
+def _stream_rotations(
+    position: Position, key_frames: tuple[int, ...], frames: int, grid: Grid
+) -> tuple[Tensor, Tensor]:
+    """Rotations of all keys and of the last ``frames`` frames, the queries."""
+    visible = torch.tensor(key_frames)
+    rotations = grid.rotations(position.place(visible, visible))
+    return rotations, rotations[-frames * grid.tokens_per_frame :]

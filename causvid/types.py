@@ -1,0 +1,150 @@
+"""The few protocols and named results that every part of causvid speaks.
+
+Shape legend, used in every docstring of this project:
+
+    b  batch             f  latent frames      c  channels
+    h  w  latent height, width                 n  tokens of one frame
+    s  tokens of a pass  l  text tokens        d  width of a model or head
+
+Latents are ``b f c h w``; pixels are ``b f c h w`` in [-1, 1]; a time ``t`` is ``b f`` in [0, 1], 1 = pure noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from causvid import schedule
+
+
+class UserError(Exception):
+    """Bad input from a person: printed as one message, exit status 2, never a traceback."""
+
+
+@dataclass(frozen=True, eq=False)
+class Text:
+    """Text conditioning: ``b l d``, one prompt for a whole clip, or ``b f l d``, one per latent frame."""
+
+    embeddings: Tensor
+
+    def __post_init__(self) -> None:
+        if self.embeddings.ndim not in (3, 4):
+            raise ValueError(f"text embeddings must be 'b l d' or 'b f l d', got shape {tuple(self.embeddings.shape)}")
+
+    def frames(self, start: int, stop: int) -> Text:
+        """The text of frames [start, stop): itself when one prompt holds for the clip."""
+        return self if self.embeddings.ndim == 3 else Text(self.embeddings[:, start:stop])
+
+    def to(self, *args: Any, **kwargs: Any) -> Text:
+        return Text(self.embeddings.to(*args, **kwargs))
+
+    def __getitem__(self, rows: Any) -> Text:
+        return Text(self.embeddings[rows])
+
+    def __len__(self) -> int:
+        return self.embeddings.shape[0]
+
+    @staticmethod
+    def cat(parts: Sequence[Text]) -> Text:
+        return Text(torch.cat([part.embeddings for part in parts]))
+
+
+@dataclass(frozen=True)
+class DenoiserOutput:
+    """What a denoiser says about ``x`` at time ``t``, in whichever form it predicts; the other form is derived.
+
+    ``cache`` is the cache after a committed streaming pass, ``features`` the hidden states that were asked for.
+    """
+
+    x: Tensor
+    t: Tensor
+    prediction: Tensor
+    kind: Literal["velocity", "x0"]
+    cache: Any = None
+    features: tuple[Tensor, ...] = ()
+
+    @property
+    def x0(self) -> Tensor:
+        """Estimated clean latents ``b f c h w``."""
+        return self.prediction if self.kind == "x0" else schedule.to_x0(self.x, self.prediction, self.t)
+
+    @property
+    def velocity(self) -> Tensor:
+        """Estimated velocity, noise - data, ``b f c h w``."""
+        return self.prediction if self.kind == "velocity" else schedule.to_velocity(self.x, self.prediction, self.t)
+
+
+@runtime_checkable
+class Denoiser(Protocol):
+    """One entry for everything, because sharding and checkpointing hooks see nothing but ``forward``."""
+
+    def __call__(
+        self,
+        x: Tensor,
+        t: Tensor,
+        text: Text,
+        *,
+        context: Tensor | None = None,
+        cache: Any = None,
+        commit: bool = False,
+        positions: Tensor | None = None,
+        return_features: Sequence[int] = (),
+    ) -> DenoiserOutput: ...
+
+
+@dataclass(frozen=True)
+class LossOutput:
+    """A scalar to minimise, and detached numbers to log beside it."""
+
+    value: Tensor
+    logs: dict[str, float | Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StudentSample:
+    """Latents that a student made, with gradient, and which frames a loss may count.
+
+    ``x0`` is ``b f c h w``; ``t`` (``b f``) is the time each frame was denoised from; ``counts`` (``b f``, bool)
+    is False where a frame is passed-through data rather than the student's work.
+    """
+
+    x0: Tensor
+    t: Tensor
+    counts: Tensor
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """States of one sampling run: ``states`` is ``k b f c h w`` at ``times`` (``k``), from noise to data."""
+
+    states: Tensor
+    times: Tensor
+
+    @property
+    def last(self) -> Tensor:
+        return self.states[-1]
+
+
+class Codec(Protocol):
+    """Pixels to latents and back; ``pixel_frames(n)`` says how many frames ``n`` latents decode to."""
+
+    def encode(self, pixels: Tensor) -> Tensor: ...
+    def decode(self, latents: Tensor) -> Tensor: ...
+    def pixel_frames(self, latent_frames: int) -> int: ...
+    def latent_frames(self, pixel_frames: int) -> int: ...
+
+
+class TextEncoder(Protocol):
+    """Prompts to ``Text``; the empty prompt is the unconditional one."""
+
+    def encode(self, prompts: Sequence[str]) -> Text: ...
+
+
+class Metric(Protocol):
+    """Judges decoded videos, ``b f c h w`` in [-1, 1], against their prompts."""
+
+    def __call__(self, videos: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]: ...
