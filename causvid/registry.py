@@ -20,7 +20,7 @@ T = TypeVar("T", bound=Callable[..., Any])
 
 # group -> modules that hold its built-in components
 GROUPS: dict[str, tuple[str, ...]] = {
-    "model": ("causvid.models.dit", "causvid.models.gaussian"),
+    "model": ("causvid.models.dit",),
     "codec": ("causvid.models.codecs",),
     "text_encoder": ("causvid.models.text",),
     "mask": ("causvid.attention.masks",),

@@ -11,7 +11,7 @@ Latents are ``b f c h w``; pixels are ``b f c h w`` in [-1, 1]; a time ``t`` is 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -19,10 +19,7 @@ import torch
 from torch import Tensor
 
 from causvid import schedule
-
-
-class UserError(Exception):
-    """Bad input from a person: printed as one message, exit status 2, never a traceback."""
+from causvid.randomness import Draw
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,6 +112,53 @@ class StudentSample:
     x0: Tensor
     t: Tensor
     counts: Tensor
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Everything that one training step may use; built by a stage, read by losses and student inputs.
+
+    Attributes:
+        draw: the step's random numbers.
+        text, unconditional: prompts of the batch, and the empty prompt as often.
+        nets: networks by role: ``student``, ``fake_score``, ``teacher``, ``discriminator``.
+        blocks: blocks [start, stop) of the trained network's mask.
+        data: clean latents ``b f c h w``, where the stage has data.
+        trajectory: sampling trajectories, where the stage has them.
+        generate: the student's own samples, with or without gradient, where the stage has a student input.
+    """
+
+    draw: Draw
+    text: Text
+    unconditional: Text
+    nets: Mapping[str, Any]
+    blocks: tuple[tuple[int, int], ...]
+    data: Tensor | None = None
+    trajectory: Trajectory | None = None
+    generate: Callable[[bool], StudentSample] | None = None
+
+    def per_block(self, values: Tensor) -> Tensor:
+        """Spread one value per block, ``b blocks``, over the blocks' frames: ``b f``."""
+        lengths = torch.tensor([stop - start for start, stop in self.blocks], device=values.device)
+        return values.repeat_interleave(lengths, dim=1)
+
+    def samples(self, grad: bool) -> StudentSample:
+        """The student's samples.
+
+        Raises:
+            ValueError: the stage has no student input.
+        """
+        if self.generate is None:
+            raise ValueError("this loss needs a student input, and the stage has none")
+        return self.generate(grad)
+
+
+class Loss(Protocol):
+    """A loss per player; a training stage updates each player with its own."""
+
+    players: tuple[str, ...]
+
+    def __call__(self, player: str, scene: Scene) -> LossOutput: ...
 
 
 @dataclass(frozen=True)

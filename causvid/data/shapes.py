@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from causvid.errors import UserError
 from causvid.randomness import key
 from causvid.registry import did_you_mean, register
-from causvid.types import UserError
 
 COLOURS = {
     "red": (0.9, -0.7, -0.7),
@@ -34,7 +34,7 @@ WORDS = ("a", *COLOURS, *SHAPES, "moves", *DIRECTIONS)
 
 SIZE = 32  # pixels along each side of the torus
 CELL = 4  # pixels along each side of a texture cell
-RADIUS = (4.0, 6.0)  # pixels; the radius of the circle of equal area
+RADIUS = (5.0, 7.0)  # pixels; the radius of the circle of equal area
 SPEED = (1.0, 2.0)  # pixels per frame
 GROUND = (-0.5, -0.1)  # grey level in [-1, 1]
 TEXTURE = 0.1  # a cell is this much above or below the ground's level

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from causvid.errors import UserError
 from causvid.randomness import key
-from causvid.registry import register, did_you_mean
-from causvid.types import Text, UserError
+from causvid.registry import did_you_mean, register
+from causvid.types import Text
 
 
 @register("text_encoder", "words")

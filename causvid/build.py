@@ -1,0 +1,178 @@
+"""From a validated spec to objects: the only place that calls constructors by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from causvid import registry, schedule, weights
+from causvid.attention.masks import Rule
+from causvid.errors import UserError
+from causvid.losses.ode import state_indices
+from causvid.models.dit import VideoDiT
+from causvid.spec import Spec, experiments_folder
+from causvid.types import Text
+from causvid.validate import Bound
+
+
+def construct(bound: Bound, **supplied: Any) -> Any:
+    """The component, with its options; components among them are constructed too.
+
+    Args:
+        bound: a validated component of a spec.
+        supplied: arguments that come from elsewhere, where the spec leaves them open; those that the component does
+            not take are left out.
+
+    Raises:
+        UserError: the component refuses its options.
+    """
+    found = registry.find(bound.group, bound["name"])
+    parameters = found.signature.parameters
+    options = {key: _construct_nested(value) for key, value in bound.items() if key != "name"}
+    options.update({k: v for k, v in supplied.items() if k in parameters and options.get(k) is None})
+    try:
+        return found.target(**options)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{bound.group} '{bound['name']}': {error}") from error
+
+
+def _construct_nested(value: Any) -> Any:
+    if isinstance(value, Bound):
+        return construct(value)
+    if isinstance(value, list):
+        return [_construct_nested(item) for item in value]
+    return value
+
+
+class World:
+    """Dataset, codec and text encoder of a spec, and the geometry that follows from them.
+
+    Attributes:
+        latent_shape: (f, c, h, w) of a clip's latents.
+    """
+
+    def __init__(self, spec: Spec) -> None:
+        self.dataset = construct(spec["world.dataset"])
+        self.codec = construct(spec["world.codec"])
+        self.text_encoder = construct(spec["world.text_encoder"], vocabulary=self.dataset.vocabulary)
+        frames, channels, height, width = self.dataset.pixel_shape
+        try:
+            latent_frames = self.codec.latent_frames(frames)
+        except ValueError as error:
+            raise UserError(f"world.dataset and world.codec do not fit: {error}") from error
+        self.latent_shape = (latent_frames, self.codec.latent_channels(channels), height, width)
+
+    def batch(self, indices: Sequence[int], split: str = "train") -> tuple[torch.Tensor, Text, Text]:
+        """(latents ``b f c h w``, text, the empty prompt as often) of the given samples."""
+        pixels, captions = self.dataset.batch(indices, split)
+        return self.codec.encode(pixels), self.text_encoder.encode(captions), self.unconditional(len(captions))
+
+    def unconditional(self, count: int) -> Text:
+        return self.text_encoder.encode([""] * count)
+
+
+def causal_rule(spec: Spec) -> Rule:
+    """The causal mask of the spec."""
+    return construct(spec["causal.mask"])
+
+
+def teacher_rule(spec: Spec) -> Rule:
+    """What the teacher sees."""
+    return construct(spec["teacher"]).mask(causal_rule(spec))
+
+
+def student_rule(spec: Spec) -> Rule:
+    """What the student sees: the causal mask, or the teacher's for a bidirectional student."""
+    return causal_rule(spec) if spec["student.causal"] else teacher_rule(spec)
+
+
+def network(spec: Spec, world: World, mask: Rule) -> VideoDiT:
+    """The spec's network under a mask, with fresh weights from the global seed.
+
+    Raises:
+        UserError: geometry, mask, positions and kernel do not fit together.
+    """
+    return construct(
+        spec["model"],
+        channels=world.latent_shape[1],
+        text_dim=world.text_encoder.dim,
+        mask=mask,
+        position=construct(spec["causal.position"]),
+        kernel=construct(spec["causal.kernel"]),
+    )
+
+
+def load_network(spec: Spec, world: World, mask: Rule, path: Path) -> VideoDiT:
+    """A network with the weights of a file.
+
+    Raises:
+        UserError: the file is damaged or does not fit.
+    """
+    model = network(spec, world, mask)
+    weights.load_into(model, weights.read_tensors(path)[0], str(path))
+    return model.eval()
+
+
+def shipped_teacher(spec: Spec) -> Path:
+    """The trained teacher that ships for this world and kind.
+
+    Raises:
+        UserError: none ships.
+    """
+    world, kind = spec["world.dataset"]["name"], spec["teacher"]["name"]
+    path = experiments_folder() / "teachers" / world / f"{kind}.safetensors"
+    if not path.is_file():
+        raise UserError(
+            f"no trained '{kind}' teacher ships for world '{world}' (looked for {path}); train one with "
+            "teacher_training.weights=train"
+        )
+    return path
+
+
+def student_times(spec: Spec) -> list[float]:
+    """Times of the student's steps, descending from 1, without the final 0.
+
+    Raises:
+        UserError: times that are not a descending list within (0, 1].
+    """
+    try:
+        return schedule.grid(spec["student.steps"], spec["student.shift"])[:-1].tolist()
+    except ValueError as error:
+        raise UserError(f"student.steps: {error}") from error
+
+
+def stored_times(spec: Spec) -> torch.Tensor:
+    """Times of the trajectory states that ``ode_pairs`` stores: those of every step count in ``keep``, and 0.
+
+    Raises:
+        UserError: a step count whose times are not on the solver's grid.
+    """
+    steps, amount = spec["ode_pairs.steps"], construct(spec["teacher_sampling"]).shift
+    indices: set[int] = {steps}
+    for count in spec["ode_pairs.keep"]:
+        if count < 1 or steps % count:
+            raise UserError(f"ode_pairs.keep: {count} does not divide ode_pairs.steps = {steps}, so its times are not solved")
+        indices.update(range(0, steps, steps // count))
+    return schedule.grid(steps, amount)[sorted(indices)]
+
+
+def check(spec: Spec) -> None:
+    """Build everything that is cheap, so that what does not fit together is told before anything runs.
+
+    Raises:
+        UserError: the first thing that does not fit.
+    """
+    world = World(spec)
+    with torch.device("meta"):
+        network(spec, world, causal_rule(spec))
+        network(spec, world, teacher_rule(spec))
+    for path in ("loss", "student.input", "teacher_sampling", "teacher_training.loss", "ode_init.loss"):
+        construct(spec[path])
+    construct(spec["student.sampler"], times=student_times(spec))
+    if spec["teacher_training.weights"] == "shipped":
+        shipped_teacher(spec)
+    if spec["init"]["name"] == "ode":
+        state_indices(stored_times(spec), [*student_times(spec), 0.0])

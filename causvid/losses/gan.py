@@ -1,0 +1,109 @@
+"""Adversarial losses on noised latents, with a discriminator head on the fake score's features (2405.14867, sec. 4.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from causvid import schedule
+from causvid.losses.flow import draw_times
+from causvid.registry import register
+from causvid.types import Loss, LossOutput, Scene
+
+Kind = Literal["logistic", "hinge"]
+
+
+def discriminator_loss(real: Tensor, fake: Tensor, kind: Kind) -> Tensor:
+    """Loss of the discriminator from its logits (any shape) on real and fake samples."""
+    if kind == "logistic":
+        return F.softplus(-real).mean() + F.softplus(fake).mean()
+    return F.relu(1 - real).mean() + F.relu(1 + fake).mean()
+
+
+def generator_loss(fake: Tensor, kind: Kind) -> Tensor:
+    """Loss of the generator from the discriminator's logits on its samples (non-saturating for ``logistic``)."""
+    return F.softplus(-fake).mean() if kind == "logistic" else -fake.mean()
+
+
+def r1_penalty(logits: Tensor, inputs: Tensor) -> Tensor:
+    """Mean squared norm of the gradient of the logits (``b``) at the real inputs (``b ...``); 1801.04406, eq. 9."""
+    (gradient,) = torch.autograd.grad(logits.sum(), inputs, create_graph=True)
+    return gradient.pow(2).flatten(1).sum(1).mean()
+
+
+@register("loss", "gan")
+class GAN:
+    """A discriminator tells noised data from the student's noised samples; the student makes that hard.
+
+    Args:
+        kind: ``logistic`` or ``hinge``.
+        r1: weight of the R1 penalty, per value of a sample; 0 leaves it out.
+        shift, t_min, t_max: law of the noise level at which samples are compared.
+    """
+
+    players = ("student", "discriminator")
+
+    def __init__(
+        self, kind: Kind = "logistic", r1: float = 0.0, shift: float = 1.0, t_min: float = 0.02, t_max: float = 0.98
+    ) -> None:
+        if kind not in ("logistic", "hinge"):
+            raise ValueError(f"kind must be 'logistic' or 'hinge', got '{kind}'")
+        self.kind: Kind = kind
+        self.r1, self.shift, self.t_min, self.t_max = r1, shift, t_min, t_max
+
+    def __call__(self, player: str, scene: Scene) -> LossOutput:
+        """The generator's loss for ``student``, the discriminator's for ``discriminator``."""
+        discriminator, backbone = scene.nets["discriminator"], scene.nets["fake_score"]
+        t = draw_times(scene.draw, "gan_t", scene, "shared", self.shift).clamp(self.t_min, self.t_max)
+
+        def noised(x0: Tensor, purpose: str) -> Tensor:
+            return schedule.add_noise(x0, scene.draw.normal(purpose, *x0.shape[1:]).to(x0.dtype), t)
+
+        if player == "student":
+            x_t = noised(scene.samples(True).x0, "gan_noise_fake")
+            return LossOutput(generator_loss(discriminator(x_t, t, scene.text, backbone), self.kind))
+        if scene.data is None:
+            raise ValueError("the discriminator needs data")
+        with torch.no_grad():
+            fake_t = noised(scene.samples(False).x0, "gan_noise_fake")
+        real_t = noised(scene.data, "gan_noise_real").requires_grad_(self.r1 > 0)
+        real = discriminator(real_t, t, scene.text, backbone)
+        fake = discriminator(fake_t, t, scene.text, backbone)
+        value = discriminator_loss(real, fake, self.kind)
+        logs: dict[str, float | Tensor] = {"real": real.detach().mean(), "fake": fake.detach().mean()}
+        if self.r1 > 0:
+            penalty = r1_penalty(real, real_t) / real_t[0].numel()
+            value, logs["r1"] = value + self.r1 * penalty, penalty.detach()
+        return LossOutput(value, logs)
+
+
+@register("loss", "sum")
+class Sum:
+    """A weighted sum of losses, player by player; a player that only some of them have gets only theirs.
+
+    Args:
+        of: the losses.
+        weights: one per loss; default all 1.
+    """
+
+    def __init__(self, of: Sequence[Loss], weights: Sequence[float] | None = None) -> None:
+        self.of, self.weights = list(of), list(weights) if weights is not None else [1.0] * len(of)
+        if not self.of or len(self.of) != len(self.weights):
+            raise ValueError(f"a sum needs one weight per loss, got {len(self.of)} losses, {len(self.weights)} weights")
+        self.players = tuple(dict.fromkeys(player for loss in self.of for player in loss.players))
+
+    def __call__(self, player: str, scene: Scene) -> LossOutput:
+        terms = [
+            (weight, type(loss).__name__.lower(), loss(player, scene))
+            for weight, loss in zip(self.weights, self.of, strict=True)
+            if player in loss.players
+        ]
+        logs: dict[str, float | Tensor] = {}
+        for _, name, term in terms:
+            logs[name] = term.value.detach()
+            logs.update({f"{name}_{key}": value for key, value in term.logs.items()})
+        return LossOutput(torch.stack([weight * term.value for weight, _, term in terms]).sum(), logs)

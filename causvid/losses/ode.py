@@ -1,0 +1,78 @@
+"""ODE regression: a causal student learns to jump from states of the teacher's trajectory to its end (CausVid, 4.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from causvid.errors import UserError
+from causvid.registry import register
+from causvid.types import LossOutput, Scene, Trajectory
+
+
+def state_indices(trajectory_times: Tensor, wanted: Sequence[float]) -> list[int]:
+    """Where the wanted times stand in a trajectory.
+
+    Raises:
+        UserError: a time that was not stored; a neighbour is never taken for it.
+    """
+    indices = []
+    for time in wanted:
+        distance = (trajectory_times.double() - time).abs()
+        if float(distance.min()) > 1e-4:
+            held = ", ".join(f"{float(t):.4f}" for t in trajectory_times)
+            raise UserError(
+                f"the stored trajectory holds no state at t = {time:.4f} (it holds {held}); choose student.steps whose "
+                "times are stored, or add them to ode_pairs.times"
+            )
+        indices.append(int(distance.argmin()))
+    return indices
+
+
+@register("loss", "ode_regression")
+class OdeRegression:
+    """Regress the end of the teacher's trajectory from its states, with one time drawn per block.
+
+    Blocks at t = 0 are context passed through; they are left out of the loss.
+
+    Args:
+        include_clean: whether t = 0 is among the drawn times, as in the release.
+        context: ``noisy``: earlier blocks stand at their own drawn times, as in the release; ``clean``: at the
+            trajectory's end (Causal-Forcing), so that training sees what inference sees.
+    """
+
+    players = ("student",)
+
+    def __init__(self, include_clean: bool = True, context: Literal["noisy", "clean"] = "noisy") -> None:
+        self.include_clean, self.context = include_clean, context
+
+    def __call__(self, player: str, scene: Scene) -> LossOutput:
+        """Mean squared error over the frames that count."""
+        if scene.trajectory is None:
+            raise ValueError("ODE regression needs trajectories")
+        times, states = scene.trajectory.times, scene.trajectory.states
+        choices = len(times) if self.include_clean else len(times) - 1
+        chosen = scene.per_block(scene.draw.integer("state", choices, len(scene.blocks)))
+        x_t, t = gather_states(scene.trajectory, chosen)
+        target = states[-1]
+        context = target if self.context == "clean" else None
+        output = scene.nets["student"](x_t, t, scene.text, context=context)
+        error = (output.x0 - target).pow(2).mean((2, 3, 4))
+        counts = (t > 0).to(error.dtype)
+        return LossOutput((error * counts).sum() / counts.sum().clamp(min=1))
+
+
+def gather_states(trajectory: Trajectory, chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """States ``b f c h w`` and times ``b f`` of the chosen trajectory indices, ``b f``."""
+    states = trajectory.states  # k b f c h w
+    index = chosen[None, :, :, None, None, None].expand(1, *states.shape[1:])
+    return states.gather(0, index)[0], trajectory.times.to(states)[chosen]
+
+
+def select_states(trajectory: Trajectory, wanted: Sequence[float]) -> Trajectory:
+    """The part of a trajectory at the wanted times; see :func:`state_indices` for what is refused."""
+    indices = torch.tensor(state_indices(trajectory.times, wanted))
+    return Trajectory(trajectory.states[indices], trajectory.times[indices])

@@ -1,0 +1,123 @@
+"""Block rollouts through a cache: a schedule of (block, t, commit) is data, and one loop runs any of them.
+
+Each block holds an estimate of its clean latents. A step noises the estimate to the step's time, with fresh noise, and
+lets the network estimate again; a committing step writes the block's keys and values into the cache and is the last
+one of its block. A block without an estimate starts at t = 1, from pure noise. Few-step generation, the paper's clean
+context pass, noisy context and video-to-video (an estimate that is given) are schedules and starting points, not code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from causvid.randomness import Draw
+from causvid.registry import register
+from causvid.samplers.few_step import renoise
+from causvid.types import Denoiser, Text
+
+
+@dataclass(frozen=True)
+class Step:
+    """One network evaluation of a rollout."""
+
+    block: int
+    t: float
+    commit: bool
+
+
+def few_step_schedule(
+    blocks: int, times: Sequence[float], context_t: float = 0.0, commit_last: bool = False
+) -> Iterator[Step]:
+    """Denoise each block at ``times``, then commit it at ``context_t`` (0: the paper's clean context).
+
+    Nobody reads the last block's context, so by default it is not computed.
+    """
+    for block in range(blocks):
+        for t in times:
+            yield Step(block, t, False)
+        if block < blocks - 1 or commit_last:
+            yield Step(block, context_t, True)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A finished block: its frames [start, stop) and clean latents ``b f c h w``."""
+
+    start: int
+    stop: int
+    latents: Tensor
+
+
+def run_schedule(
+    model: Denoiser,
+    schedule_steps: Iterator[Step] | Sequence[Step],
+    blocks: Sequence[tuple[int, int]],
+    frame_shape: Sequence[int],
+    text: Text,
+    draw: Draw,
+    cache: object,
+    grad_steps: frozenset[int] | None = None,
+) -> Iterator[Block]:
+    """Run a schedule and yield each block when its last step is done.
+
+    Args:
+        model: a causal denoiser.
+        schedule_steps: the evaluations, blocks in ascending order.
+        blocks: frames [start, stop) of each block.
+        frame_shape: (c, h, w) of a latent frame.
+        text: prompts, one for the clip (``b l d``) or per frame.
+        draw: noise; a function of block and step, so a prefix of a longer rollout has the same noise.
+        cache: an empty cache of the model.
+        grad_steps: for each block, which of its denoising steps (0-based) keep gradient; default none. The estimate
+            is detached between steps.
+    """
+    for number, steps in groupby(schedule_steps, key=lambda step: step.block):
+        start, stop = blocks[number]
+        part = text.frames(start, stop)
+        estimate = torch.zeros(len(text), stop - start, *frame_shape).to(text.embeddings)
+        for index, step in enumerate(steps):
+            if index == 0 and step.t != 1.0:
+                raise ValueError(f"block {number} starts at t = {step.t} without an estimate: it must start at 1")
+            with torch.set_grad_enabled(grad_steps is not None and not step.commit and index in grad_steps):
+                x_t, t = renoise(estimate.detach(), draw, f"block{number}/step{index}", step.t)
+                output = model(x_t, t, part, cache=cache, commit=step.commit)  # type: ignore[arg-type]
+            if step.commit:
+                cache = output.cache
+            else:
+                estimate = output.x0
+        yield Block(start, stop, estimate)
+
+
+@register("sampler", "rollout")
+class Rollout:
+    """Few-step block rollout with a cache: how causal students stream (CausVid, algorithm 2).
+
+    Args:
+        times: times of a block's steps, descending from 1; the final 0 is implied.
+        context_t: time at which a finished block is committed; 0 is the paper's extra clean pass.
+    """
+
+    def __init__(self, times: Sequence[float], context_t: float = 0.0) -> None:
+        self.times, self.context_t = [t for t in times if t > 0], context_t
+
+    def stream(
+        self, model: Denoiser, shape: Sequence[int], text: Text, draw: Draw, cache: object = None
+    ) -> Iterator[Block]:
+        """Blocks of a clip of latent shape ``(f, c, h, w)``, each as soon as it is done.
+
+        Args:
+            cache: an empty cache, for a stream under another rule than the model's mask.
+        """
+        blocks = model.mask.blocks(shape[0])  # type: ignore[attr-defined]
+        steps = few_step_schedule(len(blocks), self.times, self.context_t)
+        cache = model.new_cache() if cache is None else cache  # type: ignore[attr-defined]
+        return run_schedule(model, steps, blocks, shape[1:], text, draw, cache)
+
+    def __call__(self, model: Denoiser, shape: Sequence[int], text: Text, draw: Draw) -> Tensor:
+        """Latents ``b f c h w`` of the whole clip."""
+        return torch.cat([block.latents for block in self.stream(model, shape, text, draw)], dim=1)

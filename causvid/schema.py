@@ -1,0 +1,140 @@
+"""The sections of an experiment spec, as dataclasses: every key, its type and its default.
+
+A field marked ``component("group")`` holds a registered name, or ``{name: ..., option: ...}`` whose options are
+checked against the component's signature.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, field
+from typing import Any, Literal
+
+
+def component(group: str, default: Any = MISSING) -> Any:
+    """A field that holds a component of the group (or a list of them, where the field is a list)."""
+    return field(default=default, metadata={"group": group})
+
+
+@dataclass(frozen=True)
+class World:
+    """What is generated: data, latents and text."""
+
+    dataset: Any = component("dataset")
+    codec: Any = component("codec", "identity")
+    text_encoder: Any = component("text_encoder", "words")
+
+
+@dataclass(frozen=True)
+class Causal:
+    """How a causal network sees, in training and in its stream."""
+
+    mask: Any = component("mask", "block_causal")
+    position: Any = component("position", "absolute")
+    kernel: Any = component("kernel", "blockwise")
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training run. ``decay`` ends at 0; ``ema`` 0 keeps no average; ``gradient_clip`` 0 does not clip."""
+
+    iterations: int
+    batch: int = 32
+    optimizer: Any = component("optimizer", "adamw")
+    warmup: int = 0
+    decay: Literal["constant", "cosine"] = "constant"
+    ema: float = 0.0
+    gradient_clip: float = 10.0
+    activation_checkpointing: bool = False
+
+
+@dataclass(frozen=True)
+class TeacherTraining(Training):
+    """``weights``: ``shipped`` takes the trained teacher of this world and type, ``train`` trains one."""
+
+    iterations: int = 0
+    weights: Literal["shipped", "train"] = "shipped"
+    loss: Any = component("loss", "flow_matching")
+
+
+@dataclass(frozen=True)
+class OdePairs:
+    """``steps`` Euler steps of the teacher; the states that students of ``keep`` steps start from are stored."""
+
+    count: int
+    steps: int = 48
+    keep: Sequence[int] = (1, 2, 3, 4)
+    batch: int = 32
+
+
+@dataclass(frozen=True)
+class OdeInit(Training):
+    """Regression on the stored trajectories."""
+
+    loss: Any = component("loss", "ode_regression")
+
+
+@dataclass(frozen=True)
+class Student:
+    """The few-step student: ``steps`` is a count (a uniform grid, shifted) or a list of times."""
+
+    steps: int | Sequence[float] = 4
+    shift: float = 1.0
+    input: Any = component("student_input", "data")
+    sampler: Any = component("sampler", "rollout")
+    causal: bool = True
+
+
+@dataclass(frozen=True)
+class Distill(Training):
+    """``critic_updates`` of every other player before each update of the student."""
+
+    critic_updates: int = 5
+    critic_optimizer: Any = component("optimizer", "adamw")
+    discriminator: Any = component("discriminator", "feature_head")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """``samples`` held-out (caption, noise) pairs; long rollouts are ``rollout_factor`` times the training length."""
+
+    metrics: Sequence[Any] = component("metric", ("shapes_truth",))
+    samples: int = 256
+    teacher_steps: Sequence[int] = (4, 8, 16)
+    rollout_factor: int = 10
+    rollout_samples: int = 64
+    batch: int = 64
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """How to run, not what: outside every hash. ``threads`` 0 takes every core."""
+
+    threads: int = 0
+    device: str = "cpu"
+    loggers: Sequence[Any] = component("logger", ("jsonl",))
+    checkpoint_seconds: float = 30.0
+
+
+@dataclass(frozen=True)
+class Schema:
+    """A whole experiment."""
+
+    world: World
+    model: Any = component("model")
+    causal: Causal = field(default_factory=Causal)
+    teacher: Any = component("teacher", "bidirectional")
+    teacher_training: TeacherTraining = field(default_factory=TeacherTraining)
+    teacher_sampling: Any = component("sampler", "euler")
+    ode_pairs: OdePairs = field(default_factory=lambda: OdePairs(count=384))
+    init: Any = component("init", "ode")
+    ode_init: OdeInit = field(default_factory=lambda: OdeInit(iterations=1000))
+    loss: Any = component("loss", "dmd")
+    student: Student = field(default_factory=Student)
+    distill: Distill = field(default_factory=lambda: Distill(iterations=1000))
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    seed: int = 0
+    until: Literal["teacher", "report"] = "report"
+    runtime: Runtime = field(default_factory=Runtime)
+    about: str = ""
+    sweep: dict = field(default_factory=dict)

@@ -1,0 +1,108 @@
+"""Distillation: the student against its critics, each player with its own loss.
+
+One iteration is some updates of every other player, then one of the student. Writes ``weights.safetensors`` (the student)
+and one file per other player that was trained.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from causvid import build, training
+from causvid.errors import UserError
+from causvid.randomness import Draw
+from causvid.registry import register
+from causvid.runs import Context
+from causvid.spec import Spec
+from causvid.types import Scene, StudentSample
+
+
+@register("stage", "distill")
+class Distill:
+    """Trains the few-step student with the spec's loss and student input."""
+
+    name = "distill"
+
+    def reads(self, spec: Spec) -> tuple[str, ...]:
+        paths = ("world", "model", "causal", "teacher", "init", "loss", "distill", "seed")
+        return (*paths, "student.steps", "student.shift", "student.causal", "student.input")
+
+    def inputs(self, spec: Spec) -> tuple[str, ...]:
+        source = build.construct(spec["init"]).source
+        return tuple(dict.fromkeys(["teacher", *([source] if source else [])]))
+
+    def outside(self, spec: Spec) -> tuple[Path, ...]:
+        return ()
+
+    def run(self, context: Context) -> None:
+        spec = context.spec
+        options = spec["distill"]
+        training.seed_everything(spec, "distill")
+        world = build.World(spec)
+        nets = networks(context, world)
+        loss = build.construct(spec["loss"])
+        iterations, batch, per_student = options["iterations"], options["batch"], options["critic_updates"]
+        players = _players(nets, loss.players, options)
+        blocks = tuple(build.student_rule(spec).blocks(world.latent_shape[0]))
+        make_input, times = build.construct(spec["student.input"]), build.student_times(spec)
+        with training.session(context, "distill", players, iterations) as session:
+            for step in range(session.start, iterations):
+                numbers: dict[str, float] = {}
+                # Critics first: the student's gradient is only as good as the fake score is up to date.
+                turns = [name for name in players if name != "student"] * per_student + ["student"]
+                for turn, name in enumerate(turns):
+                    number = step * (per_student * len(players) + 1) + turn
+                    samples = range(number * batch, (number + 1) * batch)
+                    data, text, unconditional = world.batch(samples)
+                    draw = Draw(spec["seed"], "distill", number, samples)
+                    scene = Scene(draw, text, unconditional, nets, blocks, data=data)
+                    generate = partial(_generate, make_input, scene, times)
+                    scene = Scene(draw, text, unconditional, nets, blocks, data=data, generate=generate)
+                    output = loss(name, scene)
+                    norm = players[name].step(output.value)
+                    numbers[f"{name}_gradient_norm"] = norm
+                    if name != "student":
+                        numbers[f"{name}_loss"] = float(output.value.detach())
+                session.after(step, output, **numbers)
+            session.finish(**{"weights" if name == "student" else name: p.final() for name, p in players.items()})
+
+
+def networks(context: Context, world: build.World) -> dict[str, nn.Module]:
+    """The networks by role: student, fake score, teacher (frozen), and a discriminator where a loss trains one."""
+    spec = context.spec
+    path = context.inputs["teacher"] / "weights.safetensors"
+    source = build.construct(spec["init"]).source
+    rule = build.student_rule(spec)
+    if source is None:
+        student = build.network(spec, world, rule)
+    else:
+        student = build.load_network(spec, world, rule, context.inputs[source] / "weights.safetensors")
+    teacher = build.load_network(spec, world, build.teacher_rule(spec), path).requires_grad_(False)
+    fake_score = build.load_network(spec, world, build.teacher_rule(spec), path)
+    model = spec["model"]
+    nets = {"student": student.train(), "teacher": teacher, "fake_score": fake_score.train()}
+    nets["discriminator"] = build.construct(
+        spec["distill.discriminator"], dim=model["dim"], layers=model["layers"]
+    ).train()
+    return nets
+
+
+def _players(nets: dict[str, nn.Module], names: tuple[str, ...], options: Any) -> dict[str, training.Player]:
+    if "student" not in names:
+        raise UserError(f"loss: distillation needs a loss for the student; this one trains {', '.join(names)}")
+    players = {}
+    for name in names:
+        training.prepare(nets[name], options)
+        optimizer = options["optimizer"] if name == "student" else options["critic_optimizer"]
+        updates = options["iterations"] * (1 if name == "student" else options["critic_updates"])
+        section = options if name == "student" else {**options, "ema": 0.0}
+        players[name] = training.Player(nets[name], optimizer, section, updates)
+    return players
+
+
+def _generate(make_input: Any, scene: Scene, times: list[float], grad: bool) -> StudentSample:
+    return make_input(scene, times, grad)

@@ -1,0 +1,201 @@
+"""Samples to judge and look at: the teacher's at several step counts, the student's on the way and at the end.
+
+Every arm gets the same held-out captions and, where it takes them, the same noise. Writes ``NAME.safetensors`` per arm
+(``videos``, uint8 ``b f c h w``; ``first`` and ``last`` for long rollouts) and ``timings.json``.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from causvid import build, progress, weights
+from causvid.randomness import Draw
+from causvid.registry import register
+from causvid.runs import Context
+from causvid.samplers.ode import Euler
+from causvid.spec import Spec
+from causvid.types import Text
+
+SPLIT = "test"
+
+
+@register("stage", "sample_teacher")
+class SampleTeacher:
+    """Samples the many-step teacher, and the same teacher cut to fewer steps."""
+
+    name = "sample_teacher"
+
+    def reads(self, spec: Spec) -> tuple[str, ...]:
+        return ("world", "model", "causal", "teacher", "teacher_sampling", "evaluation", "seed")
+
+    def inputs(self, spec: Spec) -> tuple[str, ...]:
+        return ("teacher",)
+
+    def outside(self, spec: Spec) -> tuple[Path, ...]:
+        return ()
+
+    def run(self, context: Context) -> None:
+        spec = context.spec
+        world = build.World(spec)
+        rule, path = build.teacher_rule(spec), context.inputs["teacher"] / "weights.safetensors"
+        teacher = build.load_network(spec, world, rule, path)
+        full = build.construct(spec["teacher_sampling"])
+        steps = [spec["teacher_sampling.steps"], *spec["evaluation.teacher_steps"]]
+        samplers = {f"teacher_{n}": Euler(n, full.shift, full.guidance) for n in dict.fromkeys(steps)}
+        with progress.bar("teacher clips", len(samplers) * spec["evaluation.samples"]) as show:
+            for number, (name, sampler) in enumerate(samplers.items()):
+
+                def clips(text: Text, free: Text, draw: Draw, sampler: Euler = sampler) -> Tensor:
+                    return sampler(teacher, draw.normal("noise", *world.latent_shape), text, free).last
+
+                collect(context, world, name, clips, lambda n, base=number: show(base * spec["evaluation.samples"] + n))
+
+
+@register("stage", "sample")
+class Sample:
+    """Samples the student: before training, after ODE initialisation, at the end, and in long rollouts."""
+
+    name = "sample"
+
+    def reads(self, spec: Spec) -> tuple[str, ...]:
+        paths = ("world", "model", "causal", "evaluation", "seed", "init", "teacher_sampling")
+        return (*paths, "student.steps", "student.shift", "student.causal", "student.sampler")
+
+    def inputs(self, spec: Spec) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(["teacher", *(["ode_init"] if spec["init"]["name"] == "ode" else []), "distill"]))
+
+    def outside(self, spec: Spec) -> tuple[Path, ...]:
+        return ()
+
+    def run(self, context: Context) -> None:
+        spec = context.spec
+        world = build.World(spec)
+        sampler = build.construct(spec["student.sampler"], times=build.student_times(spec))
+        sources = {"untrained": "teacher", "ode_init": "ode_init", "student": "distill"}
+        arms = {name: source for name, source in sources.items() if source in context.inputs}
+        count = spec["evaluation.samples"]
+        with progress.bar("student clips", len(arms) * count + spec["evaluation.rollout_samples"]) as show:
+            for number, (name, source) in enumerate(arms.items()):
+                student = load_student(context, world, source)
+
+                def clips(text: Text, free: Text, draw: Draw, student: Any = student) -> Tensor:
+                    return sampler(student, world.latent_shape, text, draw)
+
+                collect(context, world, name, clips, lambda n, base=number: show(base * count + n))
+            student = load_student(context, world, "distill")
+            if spec["student.causal"]:
+                long_rollouts(context, world, student, sampler)
+            timings = measure(context, world, student, sampler)
+        weights.write_json(context.folder / "timings.json", timings)
+
+
+def load_student(context: Context, world: build.World, source: str) -> Any:
+    spec = context.spec
+    path = context.inputs[source] / "weights.safetensors"
+    return build.load_network(spec, world, build.student_rule(spec), path)
+
+
+def to_bytes(pixels: Tensor) -> Tensor:
+    """[-1, 1] to uint8."""
+    return ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def from_bytes(videos: Tensor) -> Tensor:
+    """uint8 to [-1, 1]."""
+    return videos.float() / 127.5 - 1
+
+
+def collect(
+    context: Context,
+    world: build.World,
+    name: str,
+    clips: Callable[[Text, Text, Draw], Tensor],
+    show: Callable[[int], None],
+) -> None:
+    """Sample all held-out pairs in batches, and write them; a finished arm is not sampled again."""
+    path = context.folder / f"{name}.safetensors"
+    spec = context.spec
+    count, batch = spec["evaluation.samples"], spec["evaluation.batch"]
+    if not path.is_file():
+        parts = []
+        for start in range(0, count, batch):
+            samples = range(start, min(start + batch, count))
+            _, text, free = world.batch(samples, SPLIT)
+            # Evaluation noise does not depend on the training seed: arms of an ablation are paired.
+            latents = clips(text, free, Draw(0, "evaluation", 0, samples))
+            parts.append(to_bytes(world.codec.decode(latents)))
+            show(start + len(samples))
+        weights.write_tensors(path, {"videos": torch.cat(parts)})
+    show(count)
+
+
+def long_rollouts(context: Context, world: build.World, student: Any, sampler: Any) -> None:
+    """Stream rollouts of many times the training length; keep the first and the last training length of each."""
+    path = context.folder / "rollout.safetensors"
+    spec = context.spec
+    if path.is_file():
+        return
+    samples = range(spec["evaluation.rollout_samples"])
+    _, text, _ = world.batch(samples, SPLIT)
+    frames, *frame = world.latent_shape
+    total = frames * spec["evaluation.rollout_factor"]
+    blocks = [
+        block.latents
+        for block in sampler.stream(student, (total, *frame), text, Draw(0, "rollout", 0, samples))
+    ]
+    videos = to_bytes(world.codec.decode(torch.cat(blocks, dim=1)))
+    length = world.codec.pixel_frames(frames)
+    weights.write_tensors(path, {"first": videos[:, :length], "last": videos[:, -length:], "whole": videos[:4]})
+
+
+def measure(context: Context, world: build.World, student: Any, sampler: Any, repeats: int = 5) -> dict[str, float]:
+    """Seconds to the first block and to a whole clip, student and teacher in turns in one process, one clip each."""
+    spec = context.spec
+    path = context.inputs["teacher"] / "weights.safetensors"
+    teacher = build.load_network(spec, world, build.teacher_rule(spec), path)
+    full = build.construct(spec["teacher_sampling"])
+    few = {n: Euler(n, full.shift, full.guidance) for n in spec["evaluation.teacher_steps"]}
+    _, text, free = world.batch([0], SPLIT)
+    draw = Draw(0, "timing", 0, [0])
+    noise = draw.normal("noise", *world.latent_shape)
+
+    def stream() -> tuple[float, float]:
+        begin = time.perf_counter()
+        if spec["student.causal"]:
+            blocks: Iterator[Any] = sampler.stream(student, world.latent_shape, text, draw)
+            first = list(islice(blocks, 1))
+            latency = time.perf_counter() - begin
+            for _ in chain(first, blocks):
+                pass
+            return latency, time.perf_counter() - begin
+        sampler(student, world.latent_shape, text, draw)
+        whole = time.perf_counter() - begin
+        return whole, whole
+
+    def seconds(solver: Euler) -> float:
+        begin = time.perf_counter()
+        solver(teacher, noise, text, free)
+        return time.perf_counter() - begin
+
+    stream()
+    rows = [(*stream(), seconds(full), {n: seconds(solver) for n, solver in few.items()}) for _ in range(repeats)]
+    latency, whole, teacher_s = (statistics.median(row[i] for row in rows) for i in range(3))
+    out = {"latency_s": latency, "clip_s": whole, "teacher_s": teacher_s}
+    out |= {"latency_ratio": teacher_s / latency, "throughput_ratio": teacher_s / whole}
+    for n in few:
+        other = statistics.median(row[3][n] for row in rows)
+        out |= {f"latency_ratio_vs_{n}": other / latency, f"throughput_ratio_vs_{n}": other / whole}
+    return out
+
+
+def read_timings(folder: Path) -> dict[str, float]:
+    return json.loads((folder / "timings.json").read_text())

@@ -1,0 +1,267 @@
+"""What training stages share: players with optimizers and averages, exact resume, curves. Functions, not a trainer.
+
+Schedules, seeding, activation checkpointing and outside loggers are torchtune's, imported when training begins (its
+import takes tens of seconds).
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from causvid import build, checkpoint, progress, weights
+from causvid.errors import UserError
+from causvid.randomness import key
+from causvid.registry import register
+from causvid.runs import Context
+from causvid.spec import Spec
+from causvid.types import LossOutput
+
+
+@register("optimizer", "adamw")
+def adamw(
+    model: nn.Module, lr: float = 1e-3, betas: Sequence[float] = (0.9, 0.999), weight_decay: float = 0.0
+) -> list[torch.optim.Optimizer]:
+    """AdamW on everything."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    return [torch.optim.AdamW(parameters, lr=lr, betas=(betas[0], betas[1]), weight_decay=weight_decay)]
+
+
+@register("optimizer", "muon")
+def muon(
+    model: nn.Module,
+    lr: float = 0.02,
+    momentum: float = 0.95,
+    rest_lr: float = 2e-3,
+    rest_betas: Sequence[float] = (0.9, 0.99),
+) -> list[torch.optim.Optimizer]:
+    """Muon on the matrices of the transformer's blocks, AdamW on the rest (embeddings, head, norms, modulation)."""
+    blocks = getattr(model, "blocks", None)
+    if blocks is None:
+        raise ValueError("optimizer 'muon' needs a model with transformer blocks")
+    matrices = [m.weight for m in blocks.modules() if isinstance(m, nn.Linear)]
+    ours = {id(p) for p in matrices}
+    rest = [p for p in model.parameters() if p.requires_grad and id(p) not in ours]
+    return [
+        torch.optim.Muon(matrices, lr=lr, momentum=momentum, weight_decay=0.0),
+        torch.optim.AdamW(rest, lr=rest_lr, betas=(rest_betas[0], rest_betas[1]), weight_decay=0.0),
+    ]
+
+
+class Player:
+    """A network in training: optimizers, learning-rate schedule, clipping, and an average of its weights.
+
+    Args:
+        module: the network.
+        optimizer: its validated optimizer component.
+        options: the training section of the spec (``warmup``, ``decay``, ``ema``, ``gradient_clip``).
+        updates: how many updates it will get, for the schedule.
+    """
+
+    def __init__(self, module: nn.Module, optimizer: Any, options: Mapping[str, Any], updates: int) -> None:
+        self.module = module
+        self.optimizers: list[torch.optim.Optimizer] = build.construct(optimizer, model=module)
+        self.schedules = [_schedule(each, options, updates) for each in self.optimizers]
+        self.clip, self.decay = options["gradient_clip"], options["ema"]
+        self.updates = 0
+        self.average = (
+            {name: value.detach().clone() for name, value in module.state_dict().items()} if self.decay > 0 else None
+        )
+
+    def step(self, loss: Tensor) -> float:
+        """Backward and one update; returns the gradient's norm before clipping."""
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(
+            [p for p in self.module.parameters() if p.grad is not None], self.clip if self.clip > 0 else float("inf")
+        )
+        for optimizer, schedule in zip(self.optimizers, self.schedules, strict=True):
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad(set_to_none=True)
+        self.updates += 1
+        if self.average is not None:
+            # A short memory at first, so that the average is not held back by the initial weights.
+            decay = min(self.decay, self.updates / (self.updates + 9))
+            with torch.no_grad():
+                for name, value in self.module.state_dict().items():
+                    self.average[name].lerp_(value, 1 - decay)
+        return float(norm)
+
+    def final(self) -> dict[str, Tensor]:
+        """The weights to keep: the average where there is one."""
+        return self.average if self.average is not None else dict(self.module.state_dict())
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "module": dict(self.module.state_dict()),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "schedules": [_plain(schedule.state_dict()) for schedule in self.schedules],
+            "average": self.average,
+            "updates": self.updates,
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        self.module.load_state_dict(state["module"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        for schedule, saved in zip(self.schedules, state["schedules"], strict=True):
+            schedule.load_state_dict(saved)
+        self.average, self.updates = state["average"], state["updates"]
+
+
+def _plain(state: dict[str, Any]) -> dict[str, Any]:
+    """A scheduler's state without its functions, which are made anew from the spec."""
+    return {key: value for key, value in state.items() if key != "lr_lambdas"} | {"lr_lambdas": [None]}
+
+
+def _schedule(
+    optimizer: torch.optim.Optimizer, options: Mapping[str, Any], updates: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    if options["decay"] == "cosine":
+        from torchtune.training.lr_schedulers import get_cosine_schedule_with_warmup
+
+        return get_cosine_schedule_with_warmup(optimizer, options["warmup"], max(updates, 1))
+    warmup = options["warmup"]
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / (warmup + 1)))
+
+
+def seed_everything(spec: Spec, stage: str) -> None:
+    """Seed the global generators, from which fresh weights are drawn."""
+    from torchtune.training.seed import set_seed
+
+    set_seed(key(spec["seed"], stage, "weights") % 2**31)
+
+
+def prepare(module: nn.Module, options: Mapping[str, Any]) -> nn.Module:
+    """The module in training mode, with activation checkpointing where the spec asks for it."""
+    if options["activation_checkpointing"]:
+        from torchtune.training import set_activation_checkpointing
+
+        from causvid.models.dit import Block
+
+        set_activation_checkpointing(module, auto_wrap_policy={Block})
+    return module.train()
+
+
+class Logger(Protocol):
+    """Takes numbers as they are produced."""
+
+    def log(self, step: int, values: Mapping[str, float]) -> None: ...
+    def close(self) -> None: ...
+
+
+@register("logger", "jsonl")
+class JsonLines:
+    """One line per step in ``curves.jsonl``; a resumed run drops the lines that it will write again."""
+
+    def __init__(self, folder: Path, start: int = 0) -> None:
+        path = folder / "curves.jsonl"
+        kept = [line for line in _whole_lines(path) if json.loads(line)["step"] < start]
+        weights.write_bytes(path, "".join(kept).encode())
+        self._stream = path.open("a")
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        self._stream.write(json.dumps({"step": step, **values}) + "\n")
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+def _whole_lines(path: Path) -> list[str]:
+    if not path.is_file():
+        return []
+    return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
+@register("logger", "wandb")
+class Wandb:
+    """Weights & Biases through torchtune's logger; ``offline`` needs no account.
+
+    Args:
+        project: project to log to.
+        mode: ``offline`` or ``online``.
+    """
+
+    def __init__(self, folder: Path, project: str = "causvid", mode: str = "offline", start: int = 0) -> None:
+        from torchtune.training.metric_logging import WandBLogger
+
+        self._logger = WandBLogger(project=project, dir=str(folder), mode=mode, log_dir=str(folder))
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        self._logger.log_dict(dict(values), step)
+
+    def close(self) -> None:
+        self._logger.close()
+
+
+class Session:
+    """A training run under way: curves, checkpoints, progress."""
+
+    def __init__(self, context: Context, players: Mapping[str, Player], total: int, show: progress.Bar) -> None:
+        self.players, self._context, self._total, self._show = players, context, total, show
+        self._path = context.folder / "checkpoint.safetensors"
+        self._saved = time.monotonic()
+        self.start = 0
+        if self._path.is_file():
+            tree = checkpoint.load(self._path)
+            for name, player in players.items():
+                player.load_state(tree["players"][name])
+            self.start = tree["step"]
+            context.say(f"resumed at step {self.start} of {total}")
+        runtime = context.spec["runtime"]
+        self._every = runtime["checkpoint_seconds"]
+        self._loggers: list[Logger] = [
+            build.construct(logger, folder=context.folder, start=self.start) for logger in runtime["loggers"]
+        ]
+
+    def after(self, step: int, output: LossOutput, **numbers: float) -> None:
+        """Log a finished step; write a checkpoint when one is due.
+
+        Raises:
+            UserError: the loss is not finite.
+        """
+        values = {"loss": float(output.value), **{k: float(v) for k, v in output.logs.items()}, **numbers}
+        if values["loss"] != values["loss"] or abs(values["loss"]) == float("inf"):
+            raise UserError(
+                f"the loss is {values['loss']} at step {step}; lower the learning rate or clip gradients "
+                f"(curves: {self._context.folder / 'curves.jsonl'})"
+            )
+        for logger in self._loggers:
+            logger.log(step, values)
+        self._show(step + 1, f"loss {values['loss']:.4f}")
+        if time.monotonic() - self._saved > self._every and step + 1 < self._total:
+            self.save(step + 1)
+
+    def save(self, step: int) -> None:
+        """Everything needed to go on exactly from ``step``."""
+        states = {name: player.state() for name, player in self.players.items()}
+        checkpoint.save(self._path, {"step": step, "players": states})
+        self._saved = time.monotonic()
+
+    def close(self) -> None:
+        for logger in self._loggers:
+            logger.close()
+
+    def finish(self, **files: Mapping[str, Tensor]) -> None:
+        """Write final weights, one ``NAME.safetensors`` each, and drop the checkpoint."""
+        for name, tensors in files.items():
+            weights.write_tensors(self._context.folder / f"{name}.safetensors", tensors)
+        self._path.unlink(missing_ok=True)
+
+
+@contextmanager
+def session(context: Context, title: str, players: Mapping[str, Player], total: int) -> Iterator[Session]:
+    """Resume if there is something to resume, and close everything at the end, however it ends."""
+    with progress.bar(title, total) as show:
+        running = Session(context, players, total, show)
+        try:
+            yield running
+        finally:
+            running.close()

@@ -1,0 +1,97 @@
+"""Reading and writing tensor files safely: safetensors only, whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from causvid.errors import UserError
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file so that it is either absent, as before, or complete, even if the machine stops."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with partial.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+    partial.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON with sorted keys, atomically; equal values give equal bytes. NaN is written as null."""
+    write_bytes(path, (json.dumps(_finite(value), indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and value != value else value
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write tensors as safetensors, atomically."""
+    content = save(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, dict(metadata or {})
+    )
+    write_bytes(path, content)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """(tensors, metadata) of a safetensors file.
+
+    Raises:
+        UserError: missing, truncated, or not safetensors.
+    """
+    try:
+        with safe_open(str(path), framework="pt") as stream:
+            return {name: stream.get_tensor(name) for name in stream.keys()}, stream.metadata() or {}  # noqa: SIM118
+    except FileNotFoundError as error:
+        raise UserError(f"weights file {path} does not exist") from error
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is not a complete safetensors file: {error}; fetch or make it again") from error
+
+
+def load_into(module: torch.nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Load tensors into a module of any floating type; names and shapes must match exactly.
+
+    Raises:
+        UserError: missing, unknown or wrong-shaped tensors, all listed.
+    """
+    wanted = module.state_dict()
+    problems = [f"missing {name}" for name in wanted if name not in tensors]
+    problems += [f"unknown {name}" for name in tensors if name not in wanted]
+    problems += [
+        f"{name} has shape {tuple(tensors[name].shape)}, the model's is {tuple(wanted[name].shape)}"
+        for name in wanted
+        if name in tensors and tensors[name].shape != wanted[name].shape
+    ]
+    if problems:
+        shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
+        raise UserError(f"{source} does not fit the model of this spec: {shown}")
+    module.load_state_dict({name: tensor.to(wanted[name].dtype) for name, tensor in tensors.items()})
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal.
+
+    Raises:
+        UserError: the file can't be read.
+    """
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{path} can't be read: {error}") from error
