@@ -1,38 +1,45 @@
-"""The command line. Results for machines are plain lines on stdout; everything for eyes goes to stderr."""
+"""The command line. Paths and JSON are plain lines on stdout, last; progress and messages go to stderr."""
 
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from causvid.errors import UserError
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False,
     help="Distil slow bidirectional video diffusion into fast causal streaming, from experiment specs.",
-    epilog="Start with [bold]causvid run tiny/causvid[/]; see what there is with [bold]causvid list[/].",
+    epilog="Start with [bold]causvid run tiny/causvid[/]; see the components with [bold]causvid list[/].",
 )  # fmt: skip
 
 SpecArgument = Annotated[str, typer.Argument(metavar="SPEC", help="A name under experiments/, or a YAML file.")]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the spec: student.steps=2.")
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the spec, as in student.steps=2.")
 ]
 RunsOption = Annotated[Path, typer.Option("--runs", envvar="CAUSVID_RUNS", help="Folder of all results.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="End with one JSON line on stdout.")]
 DEFAULT_RUNS = Path("runs")
 
 
-@app.command()
+@app.command(no_args_is_help=True)
 def run(
     spec: SpecArgument, overrides: Overrides = None, runs: RunsOption = DEFAULT_RUNS, as_json: JsonOption = False
 ) -> None:
-    """Run an experiment: only what is not done yet. The last line on stdout is the report's path.
+    """Run what is not done yet of an experiment; the last line on stdout is the report's path.
+
+    [bold]Examples[/]
 
     causvid run tiny/causvid
 
     causvid run tiny/causvid student.steps=2 --json
+
+    causvid run my_spec.yaml runtime.threads=1
     """
     from causvid import experiment
 
@@ -40,15 +47,161 @@ def run(
     print(json.dumps(outcome.as_json()) if as_json else outcome.report)
 
 
-def main() -> None:
-    """Entry point: errors of use end with status 2 and one message, an interrupt with 75."""
-    from causvid.errors import UserError
+@app.command(no_args_is_help=True)
+def sweep(
+    spec: SpecArgument, overrides: Overrides = None, runs: RunsOption = DEFAULT_RUNS, as_json: JsonOption = False
+) -> None:
+    """Run every arm of a spec's sweep; stages that arms share run once.
 
+    [bold]Examples[/]
+
+    causvid sweep ablations/steps
+
+    causvid sweep ablations/teacher_x_init seed=1
+    """
+    from causvid import experiment
+
+    arms = experiment.sweep(spec, overrides or [], runs)
+    path = experiment.write_sweep(spec, arms, runs)
+    print(json.dumps(json.loads(path.read_text())) if as_json else path)
+
+
+@app.command(no_args_is_help=True)
+def plan(
+    spec: SpecArgument, overrides: Overrides = None, runs: RunsOption = DEFAULT_RUNS, as_json: JsonOption = False
+) -> None:
+    """Say what a run would do, stage by stage, and why; nothing is executed.
+
+    [bold]Example[/]
+
+    causvid plan tiny/causvid student.steps=2
+    """
+    from causvid import experiment
+
+    rows = experiment.explain(spec, overrides or [], runs)
+    if as_json:
+        print(json.dumps(rows))
+        return
+    for row in rows:
+        print(f"{row['stage']:<15} {row['identity']}  {row['state']}")
+
+
+@app.command(name="list")
+def list_components(
+    group: Annotated[str | None, typer.Argument(help="A group, such as loss; default all of them.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List registered components, or those of one group.
+
+    [bold]Example[/]
+
+    causvid list loss
+    """
+    from causvid import registry
+
+    groups = [group] if group else sorted(registry.GROUPS)
+    found = [component for name in groups for component in registry.components(name).values()]
+    if as_json:
+        print(json.dumps([{"group": c.group, "name": c.name, "summary": c.summary, "where": c.where} for c in found]))
+        return
+    for component in found:
+        print(f"{component.group + '.' + component.name:<34} {component.summary}")
+
+
+@app.command(no_args_is_help=True)
+def show(name: Annotated[str, typer.Argument(metavar="GROUP.NAME", help="A component, such as loss.dmd.")]) -> None:
+    """Show a component: what it does, its options, and where it is written.
+
+    [bold]Example[/]
+
+    causvid show loss.dmd
+    """
+    from causvid import experiment
+
+    print(experiment.describe(name))
+
+
+@app.command()
+def check(
+    specs: Annotated[list[str] | None, typer.Argument(metavar="[SPEC]...", help="Default: all shipped specs.")] = None,
+) -> None:
+    """Check specs without running them; every error is told.
+
+    [bold]Example[/]
+
+    causvid check tiny/causvid my_spec.yaml
+    """
+    from causvid import experiment
+
+    for name in experiment.check(specs or []):
+        print(f"{name}: ok")
+
+
+@app.command(no_args_is_help=True)
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What the video shows.")],
+    run: Annotated[str, typer.Option(help="A spec that was run, or the folder of its run.")] = "tiny/causvid",
+    out: Annotated[Path, typer.Option(help="The mp4 to write.")] = Path("clip.mp4"),
+    frames: Annotated[int | None, typer.Option(min=1, help="Pixel frames; default the training length.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
+    fps: Annotated[int, typer.Option(min=1, help="Frames per second of the mp4.")] = 8,
+    scale: Annotated[int, typer.Option(min=1, help="Pixels of the mp4 per pixel of the video.")] = 8,
+    runs: RunsOption = DEFAULT_RUNS,
+) -> None:
+    """Stream a video from a distilled student, at any length.
+
+    [bold]Examples[/]
+
+    causvid generate "a red circle moves left" --run tiny/causvid --out clip.mp4
+
+    causvid generate "a blue square moves up" --frames 120 --out long.mp4
+    """
+    from causvid import generation
+
+    print(generation.generate(prompt, run, out, frames, seed, fps, scale, runs))
+
+
+@app.command(no_args_is_help=True)
+def report(spec: SpecArgument, overrides: Overrides = None, runs: RunsOption = DEFAULT_RUNS) -> None:
+    """Render the report of a finished run again, and print its path.
+
+    [bold]Example[/]
+
+    causvid report tiny/causvid
+    """
+    from causvid import experiment
+
+    print(experiment.render_report(spec, overrides or [], runs))
+
+
+class Stopped(BaseException):
+    """SIGINT or SIGTERM. Not a KeyboardInterrupt, which the command-line library would turn into status 1."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: errors of use end with status 2 and one message, an interruption with 75."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
     try:
-        app()
+        app(arguments)
     except UserError as error:
-        _complain(str(error))
-        sys.exit(2)
-    except KeyboardInterrupt:
-        _complain("stopped; the same command goes on where this one was")
-        sys.exit(75)
+        _end(2, str(error))
+    except Stopped:
+        _end(75, "stopped; the same command goes on from the last checkpoint")
+    except OSError as error:
+        _end(2, f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
+
+
+def _stop(signal_number: int, frame: Any) -> None:
+    raise Stopped
+
+
+def _end(status: int, message: str) -> None:
+    from rich.console import Console
+
+    Console(stderr=True, highlight=False, soft_wrap=True).print("[bold red]error:[/] " + message.replace("[", r"\["))
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import itertools
 import json
 from collections.abc import Sequence
@@ -11,9 +13,11 @@ from typing import Any
 
 import torch
 
-from causvid import build, progress, registry, runs, spec as specs
+from causvid import build, progress, registry, runs, weights
+from causvid import spec as specs
 from causvid.errors import UserError
 from causvid.spec import Spec
+from causvid.validate import options_of
 
 
 @dataclass(frozen=True)
@@ -42,10 +46,70 @@ def stages() -> dict[str, runs.Stage]:
     return {name: found.target() for name, found in registry.components("stage").items()}
 
 
-def plan(spec: Spec) -> list[runs.Node]:
-    """The stages of a checked spec, inputs first."""
+def plan(spec: Spec, target: str | None = None) -> list[runs.Node]:
+    """The stages of a checked spec up to a target, inputs first."""
     build.check(spec)
-    return runs.graph(spec, stages(), spec["until"])
+    return runs.graph(spec, stages(), target or spec["until"])
+
+
+def explain(name: str, overrides: Sequence[str], root: Path) -> list[dict[str, str]]:
+    """For each stage of a spec: its name, identity, and whether and why it would run."""
+    store = runs.Store(root.resolve())
+    nodes = plan(specs.load(name, overrides))
+    return [{"stage": n.name, "identity": n.identity, "state": store.explain(n)} for n in nodes]
+
+
+def check(names: Sequence[str]) -> list[str]:
+    """Check specs, by default every shipped one, with every arm of their sweeps; returns the names.
+
+    Raises:
+        UserError: anything wrong, in all of them.
+    """
+    root = specs.experiments_folder()
+    names = list(names) or sorted(str(p.relative_to(root).with_suffix("")) for p in root.rglob("*.yaml"))
+    errors = []
+    for name in names:
+        try:
+            spec = specs.load(name)
+            for arm in [spec] if not spec["sweep"] else [arm for _, arm in arms_of(name, [])]:
+                plan(arm)
+        except UserError as error:
+            errors.append(str(error))
+    if errors:
+        raise UserError("\n".join(errors))
+    return names
+
+
+def describe(name: str) -> str:
+    """Signature, documentation and place of a component, given as ``group.name``.
+
+    Raises:
+        UserError: no such component.
+    """
+    group, dot, short = name.partition(".")
+    if not dot:
+        raise UserError(f"'{name}' is not of the form GROUP.NAME, as in loss.dmd; see 'causvid list'")
+    found = registry.find(group, short)
+    options = options_of(group, found).values()
+    lines = [f"{name}  ({found.where})", "", inspect.getdoc(found.target) or "", "", "options in a spec:"]
+    lines += [f"  {option}".replace("'", "") for option in options] or ["  none"]
+    return "\n".join(lines)
+
+
+def render_report(name: str, overrides: Sequence[str], root: Path) -> Path:
+    """Render the report of a finished run again.
+
+    Raises:
+        UserError: the run is not finished.
+    """
+    spec = specs.load(name, overrides)
+    store = runs.Store(root.resolve())
+    nodes = plan(spec, "report")
+    missing = [node.name for node in nodes[:-1] if not store.done(node)]
+    if missing:
+        raise UserError(f"'{name}' is not finished ({', '.join(missing)} to do); run it first: causvid run {name}")
+    store.execute(nodes[-1:], spec, progress.console.print, others=nodes, again=True)
+    return store.folder(nodes[-1]) / "report.html"
 
 
 def set_threads(spec: Spec) -> None:
@@ -84,10 +148,34 @@ def sweep(name: str, overrides: Sequence[str], root: Path) -> list[tuple[dict[st
     Raises:
         UserError: no sweep in the spec, or a key or value that is wrong in any arm; nothing has run then.
     """
-    arms = [(values, specs.load(name, [*overrides, *_as_overrides(values)])) for values in grid(name, overrides)]
+    arms = arms_of(name, overrides)
     for _, arm in arms:
         plan(arm)
     return [(values, run_spec(arm, root)) for values, arm in arms]
+
+
+def arms_of(name: str, overrides: Sequence[str]) -> list[tuple[dict[str, Any], Spec]]:
+    """The arms of a sweep: what each sets, and its whole spec."""
+    return [(values, specs.load(name, [*overrides, *_as_overrides(values)])) for values in grid(name, overrides)]
+
+
+def write_sweep(name: str, arms: list[tuple[dict[str, Any], Outcome]], root: Path) -> Path:
+    """Write the arms' settings, metrics and reports as JSON beside the runs, and show a table of the main numbers."""
+    from rich.table import Table
+
+    keys = list(arms[0][0])
+    table = Table(*keys, "teacher.ok", "student.ok", "fidelity", "contrast", "last tenth", title=name)
+    for values, outcome in arms:
+        m = outcome.metrics
+        shown = [m.get(k) for k in ("teacher.ok", "student.ok", "student.fidelity", "student.contrast")]
+        shown.append(m.get("student.ok_last_tenth"))
+        table.add_row(*(str(values[key]) for key in keys), *("-" if v is None else f"{v:.3f}" for v in shown))
+    progress.console.print(table)
+    rows = [{"arm": values, **outcome.as_json()} for values, outcome in arms]
+    identity = hashlib.sha256(runs.canonical([row["run"] for row in rows]).encode()).hexdigest()[:16]
+    path = root.resolve() / "sweeps" / f"{identity}.json"
+    weights.write_json(path, {"spec": name, "arms": rows})
+    return path
 
 
 def grid(name: str, overrides: Sequence[str]) -> list[dict[str, Any]]:

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from causvid.errors import UserError
+
 T = TypeVar("T", bound=Callable[..., Any])
 
 # group -> modules that hold its built-in components
@@ -54,7 +56,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
 }
 
 
-class UnknownName(LookupError):
+class UnknownName(UserError):
     """A group or component that is not registered; the message lists what is."""
 
 

@@ -16,10 +16,14 @@ import fcntl
 import hashlib
 import importlib.util
 import json
-from collections.abc import Callable, Iterator, Mapping
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -194,27 +198,40 @@ class Store:
                 fcntl.flock(stream, fcntl.LOCK_EX)
             yield folder
 
-    def execute(self, nodes: list[Node], spec: Spec, say: Callable[[str], None]) -> tuple[list[str], list[str]]:
+    def execute(
+        self,
+        nodes: Sequence[Node],
+        spec: Spec,
+        say: Callable[[str], None],
+        others: Sequence[Node] = (),
+        again: bool = False,
+    ) -> tuple[list[str], list[str]]:
         """Run what is not done, in order.
+
+        Args:
+            others: nodes that are not run, but may be inputs.
+            again: run what is done, too.
 
         Returns:
             (stages executed, stages skipped).
         """
         executed: list[str] = []
         skipped: list[str] = []
-        by_name = {node.name: node for node in nodes}
+        by_name = {node.name: node for node in [*others, *nodes]}
         for node in nodes:
-            if self.done(node):
+            if self.done(node) and not again:
                 skipped.append(node.name)
                 continue
             with self.locked(node, say) as folder:
-                if self.done(node):
+                if self.done(node) and not again:
                     skipped.append(node.name)
                     continue
                 weights.write_json(folder / "record.json", node.record)
                 inputs = {name: self.folder(by_name[name]) for name in node.record["inputs"]}
+                begin = time.monotonic()
                 node.stage.run(Context(spec, folder, inputs, say))
-                weights.write_json(folder / "DONE", {"stage": node.name, "identity": node.identity})
+                done = {"stage": node.name, "identity": node.identity, "seconds": round(time.monotonic() - begin, 3)}
+                weights.write_json(folder / "DONE", {**done, "environment": environment()})
             executed.append(node.name)
         return executed, skipped
 
@@ -234,6 +251,35 @@ class Store:
             if nearest is None or len(reasons) < len(nearest):
                 nearest = reasons
         return "never run" if nearest is None else "would run: " + "; ".join(nearest)
+
+
+def environment() -> dict[str, Any]:
+    """What results may depend on beside the spec and the source: recorded, not hashed."""
+    import torch
+
+    packages = {}
+    for name in ("causvid", "torch", "torchtune", "numpy", "einops"):
+        try:
+            packages[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            packages[name] = None
+    return {
+        "packages": packages, "python": platform.python_version(), "machine": platform.machine(),
+        "threads": torch.get_num_threads(), "commit": _commit(),
+    }  # fmt: skip
+
+
+@cache
+def _commit() -> str | None:
+    root = Path(__file__).resolve().parent.parent
+    try:
+        found = subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"],
+            capture_output=True, text=True, timeout=10, check=False,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

@@ -1,0 +1,68 @@
+"""Videos from finished runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from causvid import build, experiment, progress, runs
+from causvid import spec as specs
+from causvid.data.video import write_mp4
+from causvid.errors import UserError
+from causvid.randomness import Draw
+from causvid.spec import Spec
+
+
+def student_of(name: str, root: Path) -> tuple[Spec, Path]:
+    """The spec and the student's weights of a finished run, by spec or by the folder of the run.
+
+    Raises:
+        UserError: no such run, or one that has not finished distillation.
+    """
+    if (Path(name) / "record.json").is_file():
+        values = json.loads((Path(name) / "record.json").read_text())["values"]
+        spec, store = specs.complete(values, name), runs.Store(Path(name).resolve().parent.parent)
+    else:
+        spec, store = specs.load(name), runs.Store(root.resolve())
+    node = next(node for node in experiment.plan(spec, "distill") if node.name == "distill")
+    if not store.done(node):
+        raise UserError(
+            f"'{name}' has no finished student ({store.folder(node)}: {store.explain(node)}); "
+            f"run it first: causvid run {name}"
+        )
+    return spec, store.folder(node) / "weights.safetensors"
+
+
+def generate(
+    prompt: str, run: str, out: Path, frames: int | None, seed: int, fps: int, scale: int, root: Path
+) -> Path:
+    """Stream a video from a run's student into an mp4; see the command line for the arguments.
+
+    Raises:
+        UserError: the run, the prompt or the output path is wrong.
+    """
+    spec, weights_path = student_of(run, root)
+    experiment.set_threads(spec)
+    world = build.World(spec)
+    text = world.text_encoder.encode([prompt])
+    student = build.load_network(spec, world, build.student_rule(spec), weights_path)
+    sampler = build.construct(spec["student.sampler"], times=build.student_times(spec))
+    length, *frame = world.latent_shape
+    wanted = frames or world.codec.pixel_frames(length)
+    latents = length if frames is None else next(n for n in range(1, wanted + 1) if world.codec.pixel_frames(n) >= wanted)
+    draw = Draw(seed, "generate", 0, [0])
+    with progress.bar("frames", latents) as show:
+        if spec["student.causal"]:
+            blocks = []
+            for block in sampler.stream(student, (latents, *frame), text, draw):
+                blocks.append(block.latents)
+                show(block.stop)
+            video = torch.cat(blocks, dim=1)
+        elif latents != length:
+            raise UserError(f"the student of '{run}' is bidirectional: it makes {world.codec.pixel_frames(length)} frames")
+        else:
+            video = sampler(student, (latents, *frame), text, draw)
+    write_mp4(out, world.codec.decode(video)[0, :wanted], fps=fps, scale=scale)
+    return out.resolve()
