@@ -84,6 +84,12 @@ def teacher_rule(spec: Spec) -> Rule:
     return construct(spec["teacher"]).mask(causal_rule(spec))
 
 
+def teacher_reads(spec: Spec) -> tuple[str, ...]:
+    """Spec paths that a many-step network of the spec's kind depends on; the causal mask only where it sees by it."""
+    seen = ("causal",) if teacher_rule(spec).causal else ("causal.position", "causal.kernel")
+    return ("world", "model", "teacher", *seen)
+
+
 def student_rule(spec: Spec) -> Rule:
     """What the student sees: the causal mask, or the teacher's for a bidirectional student."""
     return causal_rule(spec) if spec["student.causal"] else teacher_rule(spec)
@@ -116,13 +122,13 @@ def load_network(spec: Spec, world: World, mask: Rule, path: Path) -> VideoDiT:
     return model.eval()
 
 
-def shipped_teacher(spec: Spec) -> Path:
-    """The trained teacher that ships for this world and kind.
+def shipped_teacher(spec: Spec, kind: str | None = None) -> Path:
+    """The trained teacher that ships for this world and a kind, by default the spec's.
 
     Raises:
         UserError: none ships.
     """
-    world, kind = spec["world.dataset"]["name"], spec["teacher"]["name"]
+    world, kind = spec["world.dataset"]["name"], kind or spec["teacher"]["name"]
     path = experiments_folder() / "teachers" / world / f"{kind}.safetensors"
     if not path.is_file():
         raise UserError(
@@ -130,6 +136,18 @@ def shipped_teacher(spec: Spec) -> Path:
             "teacher_training.weights=train"
         )
     return path
+
+
+def teacher_files(spec: Spec) -> tuple[Path, ...]:
+    """Shipped weights that the spec's teacher is taken from, or that its training starts from.
+
+    Raises:
+        UserError: one that the spec asks for does not ship.
+    """
+    if spec["teacher_training.weights"] == "shipped":
+        return (shipped_teacher(spec),)
+    start = spec["teacher_training.start"]
+    return (shipped_teacher(spec, start),) if start else ()
 
 
 def student_times(spec: Spec) -> list[float]:
@@ -172,7 +190,6 @@ def check(spec: Spec) -> None:
     for path in ("loss", "student.input", "teacher_sampling", "teacher_training.loss", "ode_init.loss"):
         construct(spec[path])
     construct(spec["student.sampler"], times=student_times(spec))
-    if spec["teacher_training.weights"] == "shipped":
-        shipped_teacher(spec)
+    teacher_files(spec)
     if spec["init"]["name"] == "ode":
         state_indices(stored_times(spec), [*student_times(spec), 0.0])

@@ -50,10 +50,14 @@ class Training:
 
 @dataclass(frozen=True)
 class TeacherTraining(Training):
-    """``weights``: ``shipped`` takes the trained teacher of this world and type, ``train`` trains one."""
+    """``weights``: ``shipped`` takes the trained teacher of this world and kind, ``train`` trains one.
+
+    ``start``: kind of shipped teacher whose weights the training starts from; default fresh ones.
+    """
 
     iterations: int = 0
     weights: Literal["shipped", "train"] = "shipped"
+    start: str | None = None
     loss: Any = component("loss", "flow_matching")
 
 

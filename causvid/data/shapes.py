@@ -35,7 +35,7 @@ WORDS = ("a", *COLOURS, *SHAPES, "moves", *DIRECTIONS)
 SIZE = 32  # pixels along each side of the torus
 CELL = 4  # pixels along each side of a texture cell
 RADIUS = (5.0, 7.0)  # pixels; the radius of the circle of equal area
-SPEED = (1.0, 2.0)  # pixels per frame
+SPEED = (1.5, 2.5)  # pixels per frame
 GROUND = (-0.5, -0.1)  # grey level in [-1, 1]
 TEXTURE = 0.1  # a cell is this much above or below the ground's level
 

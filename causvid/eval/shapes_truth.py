@@ -20,7 +20,7 @@ from causvid.registry import register
 
 MIN_OVERLAP = 0.7  # soft IoU of coverage and template; rendered data has at least .9
 FAINT = 0.2  # coverage up to this counts as none
-MIN_SPEED = 0.5  # pixels per frame: half of the slowest real motion
+MIN_SPEED = 0.75  # pixels per frame: half of the slowest real motion
 MAX_FIDELITY = 50.0  # dB; a video equal to its fitted rendering is reported as this
 
 
@@ -83,14 +83,18 @@ def _ground(videos: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     weight = rearrange(free, fold, p=cell, q=cell)
     values = (rearrange(grey, fold, p=cell, q=cell) * weight).sum(-1) / weight.sum(-1)
     known = (weight.sum(-1) > 1).to(values.dtype)  # a cell that was hidden all the time says nothing
-    count = known.sum((1, 2)).clamp(min=1)
-    level = (values * known).sum((1, 2)) / count
-    for _ in range(8):  # two levels, a known distance apart
-        sign = torch.where(values >= level[:, None, None], 1.0, -1.0)
-        level = ((values - shapes.TEXTURE * sign) * known).sum((1, 2)) / count
-    sign = torch.where(values >= level[:, None, None], 1.0, -1.0)
-    contrast = ((values - level[:, None, None]) * sign * known).sum((1, 2)) / count / shapes.TEXTURE
-    return level, sign, contrast
+    level, half = _mean(values, known), torch.zeros(len(values))
+    for _ in range(8):  # two means: their middle parts the cells, the cells of each part give its mean
+        above = known * (values > level[:, None, None])
+        high, low = _mean(values, above), _mean(values, known - above)
+        parted = (above.sum((1, 2)) > 0) & ((known - above).sum((1, 2)) > 0)  # a flat ground has one level, no texture
+        level, half = torch.where(parted, (high + low) / 2, level), torch.where(parted, (high - low) / 2, 0.0)
+    return level, torch.where(values >= level[:, None, None], 1.0, -1.0), half / shapes.TEXTURE
+
+
+def _mean(values: Tensor, weight: Tensor) -> Tensor:
+    """Weighted mean of each row's cells, ``b y x`` -> ``b``; 0 where there is no weight."""
+    return (values * weight).sum((1, 2)) / weight.sum((1, 2)).clamp(min=1)
 
 
 def _overlap(a: Tensor, b: Tensor) -> Tensor:
@@ -116,7 +120,8 @@ def _shape(alpha: Tensor, area: Tensor, centres: Tensor) -> tuple[Tensor, Tensor
         tried.append((overlap, grown, centres - off))
     overlap, kind = torch.stack([each[0] for each in tried]).max(0)
     rows = torch.arange(len(alpha))
-    return kind, torch.stack([each[1] for each in tried])[kind, rows], torch.stack([each[2] for each in tried])[kind, rows], overlap
+    radius, centres = (torch.stack([each[i] for each in tried])[kind, rows] for i in (1, 2))
+    return kind, radius, centres, overlap
 
 
 def fit(videos: Tensor) -> Fit:
@@ -172,7 +177,7 @@ class ShapesTruth:
         """Per-video scores, each ``b``."""
         fitted = fit(videos)
         wanted = torch.tensor([shapes.parse(prompt) for prompt in prompts])
-        colour = fitted.state.colour == wanted[:, 0]
+        colour = (fitted.state.colour == wanted[:, 0]) & (fitted.overlap > 0)  # where nothing is seen, no colour is
         shape = (fitted.state.shape == wanted[:, 1]) & (fitted.overlap >= MIN_OVERLAP)
         direction = (fitted.state.direction == wanted[:, 2]) & (fitted.state.speed >= MIN_SPEED)
         scores = {

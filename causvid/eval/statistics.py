@@ -36,12 +36,19 @@ def interval(values: Tensor, draws: int = 2000) -> tuple[float, float]:
     return float(means[int(0.025 * draws)]), float(means[int(0.975 * draws) - 1])
 
 
+def _t95(freedom: int) -> float:
+    """Two-sided 95% quantile of Student's t; beyond the table its expansion at infinity (error below .003)."""
+    if freedom <= len(T95):
+        return T95[freedom - 1]
+    z = Z95
+    return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+
+
 def over_seeds(values: Sequence[float]) -> tuple[float, float, float]:
     """(mean, low, high) over training seeds with a 95% t-interval; one seed has no interval (NaN)."""
     mean = sum(values) / len(values)
     if len(values) < 2:
         return mean, math.nan, math.nan
     deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
-    quantile = T95[len(values) - 2] if len(values) - 2 < len(T95) else Z95
-    half = quantile * deviation / math.sqrt(len(values))
+    half = _t95(len(values) - 1) * deviation / math.sqrt(len(values))
     return mean, mean - half, mean + half

@@ -1,13 +1,15 @@
-"""Adversarial losses on noised latents, with a discriminator head on the fake score's features (2405.14867, sec. 4.3)."""
+"""Adversarial losses on noised latents, the discriminator a head on the fake score's features (2405.14867, sec. 4.3)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from causvid import schedule
 from causvid.losses.flow import draw_times
@@ -71,7 +73,9 @@ class GAN:
         with torch.no_grad():
             fake_t = noised(scene.samples(False).x0, "gan_noise_fake")
         real_t = noised(scene.data, "gan_noise_real").requires_grad_(self.r1 > 0)
-        real = discriminator(real_t, t, scene.text, backbone)
+        # The penalty differentiates twice, which of the attention kernels only the plain one can.
+        with sdpa_kernel(SDPBackend.MATH) if self.r1 > 0 else nullcontext():
+            real = discriminator(real_t, t, scene.text, backbone)
         fake = discriminator(fake_t, t, scene.text, backbone)
         value = discriminator_loss(real, fake, self.kind)
         logs: dict[str, float | Tensor] = {"real": real.detach().mean(), "fake": fake.detach().mean()}

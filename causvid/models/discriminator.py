@@ -20,10 +20,15 @@ class FeatureHead(nn.Module):
         layers: number of its layers.
         taps: how many layers to read, evenly spaced, the last included.
         hidden: width of the head.
+
+    Raises:
+        ValueError: more taps than layers, or none.
     """
 
     def __init__(self, dim: int, layers: int, taps: int = 2, hidden: int = 64) -> None:
         super().__init__()
+        if not 1 <= taps <= layers:
+            raise ValueError(f"taps must be 1 to the network's layers ({layers}), got {taps}")
         self.taps: Sequence[int] = sorted({round((i + 1) * layers / taps) - 1 for i in range(taps)})
         self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in self.taps)
         self.mix = nn.Linear(dim * len(self.taps), hidden)

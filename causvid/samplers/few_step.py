@@ -13,6 +13,18 @@ from causvid.registry import register
 from causvid.types import Denoiser, Text
 
 
+def descending(times: Sequence[float]) -> list[float]:
+    """The times of a sampler's steps, without a final 0.
+
+    Raises:
+        ValueError: the first is not 1, where pure noise stands.
+    """
+    steps = [t for t in times if t > 0]
+    if not steps or steps[0] != 1:
+        raise ValueError(f"few-step sampling starts from pure noise, so its first time must be 1, got {list(times)}")
+    return steps
+
+
 def renoise(x0: Tensor, draw: Draw, purpose: str, time: float) -> tuple[Tensor, Tensor]:
     """(x_t, t) from an estimate of x0 and fresh noise; ``t`` is ``b f``."""
     t = torch.full(x0.shape[:2], time, dtype=x0.dtype, device=x0.device)
@@ -25,10 +37,13 @@ class FewStep:
 
     Args:
         times: times of the steps, descending from 1; the final 0 is implied.
+
+    Raises:
+        ValueError: times that do not start at 1.
     """
 
     def __init__(self, times: Sequence[float]) -> None:
-        self.times = [t for t in times if t > 0]
+        self.times = descending(times)
 
     @torch.no_grad()
     def __call__(self, model: Denoiser, shape: Sequence[int], text: Text, draw: Draw) -> Tensor:

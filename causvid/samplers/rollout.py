@@ -17,7 +17,7 @@ from torch import Tensor
 
 from causvid.randomness import Draw
 from causvid.registry import register
-from causvid.samplers.few_step import renoise
+from causvid.samplers.few_step import descending, renoise
 from causvid.types import Denoiser, Text
 
 
@@ -100,10 +100,13 @@ class Rollout:
     Args:
         times: times of a block's steps, descending from 1; the final 0 is implied.
         context_t: time at which a finished block is committed; 0 is the paper's extra clean pass.
+
+    Raises:
+        ValueError: times that do not start at 1.
     """
 
     def __init__(self, times: Sequence[float], context_t: float = 0.0) -> None:
-        self.times, self.context_t = [t for t in times if t > 0], context_t
+        self.times, self.context_t = descending(times), context_t
 
     def stream(
         self, model: Denoiser, shape: Sequence[int], text: Text, draw: Draw, cache: object = None

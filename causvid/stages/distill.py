@@ -43,8 +43,8 @@ class Distill:
         options = spec["distill"]
         training.seed_everything(spec, "distill")
         world = build.World(spec)
-        nets = networks(context, world)
         loss = build.construct(spec["loss"])
+        nets = networks(context, world, loss.players)
         iterations, batch, per_student = options["iterations"], options["batch"], options["critic_updates"]
         players = _players(nets, loss.players, options)
         blocks = tuple(build.student_rule(spec).blocks(world.latent_shape[0]))
@@ -71,8 +71,8 @@ class Distill:
             session.finish(**{"weights" if name == "student" else name: p.final() for name, p in players.items()})
 
 
-def networks(context: Context, world: build.World) -> dict[str, nn.Module]:
-    """The networks by role: student, fake score, teacher (frozen), and a discriminator where a loss trains one."""
+def networks(context: Context, world: build.World, players: tuple[str, ...]) -> dict[str, nn.Module]:
+    """The networks by role: student, fake score, teacher (frozen), and a discriminator where the loss trains one."""
     spec = context.spec
     path = context.inputs["teacher"] / "weights.safetensors"
     source = build.construct(spec["init"]).source
@@ -83,11 +83,11 @@ def networks(context: Context, world: build.World) -> dict[str, nn.Module]:
         student = build.load_network(spec, world, rule, context.inputs[source] / "weights.safetensors")
     teacher = build.load_network(spec, world, build.teacher_rule(spec), path).requires_grad_(False)
     fake_score = build.load_network(spec, world, build.teacher_rule(spec), path)
-    model = spec["model"]
     nets = {"student": student.train(), "teacher": teacher, "fake_score": fake_score.train()}
-    nets["discriminator"] = build.construct(
-        spec["distill.discriminator"], dim=model["dim"], layers=model["layers"]
-    ).train()
+    if "discriminator" in players:
+        model = spec["model"]
+        head = build.construct(spec["distill.discriminator"], dim=model["dim"], layers=model["layers"])
+        nets["discriminator"] = head.train()
     return nets
 
 

@@ -28,7 +28,7 @@ class OdePairs:
     name = "ode_pairs"
 
     def reads(self, spec: Spec) -> tuple[str, ...]:
-        return ("world", "model", "causal", "teacher", "teacher_sampling", "ode_pairs", "seed")
+        return (*build.teacher_reads(spec), "teacher_sampling", "ode_pairs")
 
     def inputs(self, spec: Spec) -> tuple[str, ...]:
         return ("teacher",)
@@ -54,7 +54,8 @@ class OdePairs:
                 if not path.is_file():
                     samples = range(start, min(start + batch, count))
                     _, text, unconditional = world.batch(samples)
-                    noise = Draw(spec["seed"], "ode_pairs", 0, samples).normal("noise", *world.latent_shape)
+                    # Pairs are data, not training: every seed of an experiment regresses the same ones.
+                    noise = Draw(0, "ode_pairs", 0, samples).normal("noise", *world.latent_shape)
                     trajectory = solver(teacher, noise, text, unconditional, keep)
                     weights.write_tensors(
                         path, {"states": trajectory.states.to(torch.float16), "times": trajectory.times}

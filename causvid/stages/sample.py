@@ -35,7 +35,7 @@ class SampleTeacher:
     name = "sample_teacher"
 
     def reads(self, spec: Spec) -> tuple[str, ...]:
-        return ("world", "model", "causal", "teacher", "teacher_sampling", "evaluation", "seed")
+        return (*build.teacher_reads(spec), "teacher_sampling", "evaluation")
 
     def inputs(self, spec: Spec) -> tuple[str, ...]:
         return ("teacher",)
@@ -67,7 +67,7 @@ class Sample:
     name = "sample"
 
     def reads(self, spec: Spec) -> tuple[str, ...]:
-        paths = ("world", "model", "causal", "evaluation", "seed", "init", "teacher_sampling")
+        paths = ("world", "model", "causal", "evaluation", "init", "teacher", "teacher_sampling")
         return (*paths, "student.steps", "student.shift", "student.causal", "student.sampler")
 
     def inputs(self, spec: Spec) -> tuple[str, ...]:

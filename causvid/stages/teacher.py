@@ -22,14 +22,15 @@ class Teacher:
     name = "teacher"
 
     def reads(self, spec: Spec) -> tuple[str, ...]:
-        base = ("world", "model", "causal", "teacher", "teacher_training.weights")
-        return base if spec["teacher_training.weights"] == "shipped" else (*base[:-1], "teacher_training", "seed")
+        shipped = spec["teacher_training.weights"] == "shipped"
+        training_reads = ("teacher_training.weights",) if shipped else ("teacher_training", "seed")
+        return (*build.teacher_reads(spec), *training_reads)
 
     def inputs(self, spec: Spec) -> tuple[str, ...]:
         return ()
 
     def outside(self, spec: Spec) -> tuple[Path, ...]:
-        return (build.shipped_teacher(spec),) if spec["teacher_training.weights"] == "shipped" else ()
+        return build.teacher_files(spec)
 
     def run(self, context: Context) -> None:
         if context.spec["teacher_training.weights"] == "shipped":
@@ -53,7 +54,10 @@ def train(context: Context) -> None:
     training.seed_everything(spec, "teacher")
     world = build.World(spec)
     rule = build.teacher_rule(spec)
-    model = training.prepare(build.network(spec, world, rule), options)
+    model = build.network(spec, world, rule)
+    for path in build.teacher_files(spec):
+        weights.load_into(model, weights.read_tensors(path)[0], str(path))
+    model = training.prepare(model, options)
     loss = build.construct(options["loss"], times=build.construct(spec["teacher"]).times)
     player = training.Player(model, options["optimizer"], options, options["iterations"])
     blocks = tuple(rule.blocks(world.latent_shape[0]))

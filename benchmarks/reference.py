@@ -1,0 +1,122 @@
+"""Make experiments/reference/: the recorded outcomes of the shipped specs, over training seeds.
+
+    python benchmarks/reference.py run --runs runs --shard 0/2      # and 1/2 in a second process
+    python benchmarks/reference.py write --runs runs
+
+``run`` executes what is not done, one thread a process; arms share stages through the store, and a killed run goes on.
+``write`` takes only what is finished and says what is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from causvid import experiment, runs, spec
+from causvid.eval.statistics import over_seeds
+from causvid.spec import Spec
+
+SEEDS = (0, 1, 2)
+SHOWN = ("ok", "shape", "direction", "fidelity", "contrast", "trajectory", "ok_first_tenth", "ok_last_tenth")
+MAIN = {
+    "causvid": ("tiny/causvid", []),
+    "self_rollout": ("tiny/self_rollout", []),
+    "causvid, 2 steps": ("tiny/causvid", ["student.steps=2"]),
+    "causvid, 1 step": ("tiny/causvid", ["student.steps=1"]),
+    "self_rollout, 2 steps": ("tiny/self_rollout", ["student.steps=2"]),
+    "self_rollout, 1 step": ("tiny/self_rollout", ["student.steps=1"]),
+}
+TABLE = {
+    f"{teacher}, {init}, {given}": (
+        "ablations/teacher_x_init", [f"teacher={teacher}", f"init={init}", f"student.input={given}"]
+    )
+    for given in ("data", "self_rollout")
+    for teacher in ("bidirectional", "causal")
+    for init in ("ode", "teacher", "random")
+}  # fmt: skip
+
+
+def arms(which: str) -> list[tuple[str, int, Spec]]:
+    """(arm, seed, spec) of everything to run, first seeds first, so that a part is useful."""
+    chosen = MAIN if which == "main" else TABLE
+    return [
+        (name, seed, spec.load(base, [*changes, f"seed={seed}", "runtime.threads=1"]))
+        for seed in SEEDS
+        for name, (base, changes) in chosen.items()
+    ]
+
+
+def run(which: str, root: Path, shard: int, shards: int) -> None:
+    torch.set_num_threads(1)
+    store = runs.Store(root.resolve())
+    for number, (name, seed, arm) in enumerate(arms(which)):
+        if number % shards == shard:
+            print(f"{name}, seed {seed}", file=sys.stderr)
+            store.execute(experiment.plan(arm, "evaluate"), arm, lambda text: print(text, file=sys.stderr))
+
+
+def write(which: str, root: Path, out: Path) -> None:
+    store = runs.Store(root.resolve())
+    found: dict[str, dict[int, dict[str, float]]] = {}
+    missing: list[str] = []
+    for name, seed, arm in arms(which):
+        node = experiment.plan(arm, "evaluate")[-1]
+        if store.done(node):
+            found.setdefault(name, {})[seed] = json.loads((store.folder(node) / "metrics.json").read_text())
+        else:
+            missing.append(f"{name}, seed {seed}")
+    rows = {name: summary(by_seed) for name, by_seed in found.items()}
+    (out / f"{which}.json").write_text(json.dumps({"missing": missing, "arms": rows}, indent=1, sort_keys=True) + "\n")
+    header = ["arm", "seeds", *SHOWN, "share of teacher's ok"]
+    lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
+    for name, row in rows.items():
+        cells = [_cell(row["student"].get(key)) for key in SHOWN]
+        lines.append("| " + " | ".join([name, str(row["seeds"]), *cells, _cell(row["share"])]) + " |")
+    (out / f"{which}.md").write_text("\n".join(lines) + "\n" + "".join(f"\nnot run: {name}\n" for name in missing))
+    print(out / f"{which}.md")
+
+
+def summary(by_seed: dict[int, dict[str, float]]) -> dict:
+    """Means over seeds with 95% t-intervals, of the student and of what it is compared with."""
+    def over(key: str) -> list[float] | None:
+        values = [metrics[key] for metrics in by_seed.values() if key in metrics]
+        return list(over_seeds(values)) if values else None
+
+    reference = ("teacher", "untrained", "ode_init", "teacher_4", "teacher_8", "teacher_16")
+    shares = [metrics["student.ok"] / max(metrics["teacher.ok"], 1e-9) for metrics in by_seed.values()]
+    return {
+        "seeds": len(by_seed),
+        "student": {key: over(f"student.{key}") for key in SHOWN},
+        "share": list(over_seeds(shares)),
+        **{name: {key: over(f"{name}.{key}") for key in SHOWN[:6]} for name in reference},
+    }
+
+
+def _cell(value: list[float] | None) -> str:
+    if value is None:
+        return "-"
+    mean, low, high = value
+    return f"{mean:.3f}" if low != low else f"{mean:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("action", choices=("run", "write"))
+    parser.add_argument("--which", choices=("main", "table"), default="main")
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--shard", default="0/1")
+    parser.add_argument("--out", type=Path, default=spec.experiments_folder() / "reference")
+    options = parser.parse_args()
+    if options.action == "run":
+        shard, shards = map(int, options.shard.split("/"))
+        run(options.which, options.runs, shard, shards)
+    else:
+        write(options.which, options.runs, options.out)
+
+
+if __name__ == "__main__":
+    main()

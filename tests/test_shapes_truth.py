@@ -1,0 +1,245 @@
+"""The metrics, frozen before any model is judged: rendered data is perfect, and each corruption is seen by the metric
+that should see it and held against no other."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from causvid.data import shapes
+from causvid.eval.shapes_truth import ShapesTruth, fit
+
+FRAMES = 12
+STATE = shapes.sample_states(0, range(48), "metrics")
+METRIC = ShapesTruth()
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def paint(alpha, ground=None):
+    """Shapes of a given coverage over the ground."""
+    ground = shapes.ground_image(STATE.ground, STATE.texture)[:, None, None] if ground is None else ground
+    colour = torch.tensor(list(shapes.COLOURS.values()))[STATE.colour][:, None, :, None, None]
+    return alpha[:, :, None] * colour + (1 - alpha[:, :, None]) * ground
+
+
+def cover(positions=None):
+    return shapes.matte(STATE.shape, STATE.radius, STATE.positions(FRAMES) if positions is None else positions)
+
+
+def until(frame):
+    """Coverage that vanishes from a frame on."""
+    return cover() * (torch.arange(FRAMES) < frame)[None, :, None, None]
+
+
+def star():
+    """Five-pointed blobs of about the right size, where the shapes should be."""
+    axis, centres = torch.arange(shapes.SIZE) + 0.5, STATE.positions(FRAMES)
+    x, y = ((axis - centres[..., i : i + 1] + 16) % 32 - 16 for i in (0, 1))
+    x, y = x[..., None, :], y[..., :, None]
+    edge = STATE.radius[:, None, None, None] * (1 + 0.55 * torch.cos(5 * torch.atan2(y, x)))
+    return (edge - (x**2 + y**2).sqrt() + 0.5).clamp(0, 1)
+
+
+def mottled():
+    patches = torch.randn(len(STATE), 1, 4, 4, generator=generator())
+    clouds = F.interpolate(patches, scale_factor=8, mode="bilinear", align_corners=False)
+    return paint(cover(), (shapes.ground_image(STATE.ground, STATE.texture) + 0.1 * clouds[:, 0])[:, None, None])
+
+
+def blurred():
+    """Texture averaged over 9 pixels; shapes stay sharp."""
+    cells = F.interpolate(STATE.texture[:, None], scale_factor=shapes.CELL)
+    texture = F.avg_pool2d(F.pad(cells, (4, 4, 4, 4), mode="circular"), 9, 1)
+    return paint(cover(), STATE.ground[:, None, None, None, None] + shapes.TEXTURE * texture[:, None])
+
+
+def flickering():
+    """A texture of the right contrast in each frame that is not the same in the next."""
+    frames = [replace(STATE, texture=STATE.texture * (-1) ** frame) for frame in range(FRAMES)]
+    return torch.cat([shapes.render(state, 1, frame) for frame, state in enumerate(frames)], 1)
+
+
+def changed(**parts):
+    return shapes.render(replace(STATE, **parts), FRAMES)
+
+
+def rendered():
+    return changed()
+
+
+def there_and_back():
+    time = torch.arange(FRAMES)
+    time = torch.minimum(time, 14 - time)  # turns after frame 7
+    positions = STATE.positions(FRAMES)
+    velocity = positions[:, 1:2] - positions[:, :1]
+    return paint(cover(positions[:, :1] + time[None, :, None] * velocity))
+
+
+def second_object(colour):
+    alpha = cover(STATE.positions(FRAMES) + 16)[:, :, None]
+    other = torch.tensor(list(shapes.COLOURS.values()))[colour][:, None, :, None, None]
+    return alpha * other + (1 - alpha) * rendered()
+
+
+def judge(videos, prompts=None):
+    """Which videos each metric finds as rendered data of the state is."""
+    scores = METRIC(videos, STATE.captions if prompts is None else prompts)
+    start = torch.stack([scores["start_x"], scores["start_y"]], 1)
+    right = {name: scores[name] == 1 for name in ("colour", "shape", "direction", "ok")}
+    return right | {
+        "fidelity": scores["fidelity"] > 38,
+        "contrast": (scores["contrast"] - 1).abs() < 0.05,
+        "overlap": scores["overlap"] > 0.93,
+        "trajectory": scores["trajectory"] < 0.15,
+        "speed": (scores["speed"] - STATE.speed).abs() < 0.04,
+        "size": (scores["size"] - STATE.radius).abs() < 0.12,
+        "ground": (scores["ground"] - STATE.ground).abs() < 0.02,
+        "start": ((start - STATE.start + 16) % 32 - 16).abs().amax(1) < 0.3,
+    }
+
+
+# corruption: (videos, metrics that must see it, metrics that may). Every other metric must not.
+CORRUPTIONS = {
+    "nothing": (rendered, "", ""),
+    "8-bit files": (lambda: ((rendered() + 1) * 127.5).round() / 127.5 - 1, "", ""),
+    "another colour": (lambda: changed(colour=(STATE.colour + 1) % 4), "colour ok", ""),
+    "another shape": (lambda: changed(shape=(STATE.shape + 1) % 3), "shape ok", ""),
+    "time reversed": (lambda: rendered().flip(1), "direction ok start", ""),
+    "moves across": (lambda: changed(direction=(STATE.direction + 2) % 4), "direction ok", ""),
+    "frozen": (lambda: rendered()[:, :1].expand(-1, FRAMES, -1, -1, -1), "direction ok speed", ""),
+    "crawls": (lambda: changed(speed=torch.full((48,), 0.3)), "direction ok speed", ""),
+    "slower": (lambda: changed(speed=STATE.speed * 0.7), "speed", ""),
+    "turns back": (there_and_back, "trajectory speed fidelity start", "direction ok shape overlap size"),
+    "jitters": (
+        lambda: paint(cover(STATE.positions(FRAMES) + 0.5 * torch.randn(48, FRAMES, 2, generator=generator()))),
+        "trajectory fidelity", "overlap start speed size",
+    ),
+    "texture blurred": (blurred, "contrast fidelity", "ground"),
+    "texture at half": (lambda: changed(texture=STATE.texture * 0.5), "contrast fidelity", ""),
+    "texture gone": (lambda: changed(texture=STATE.texture * 0), "contrast fidelity", ""),
+    "texture flickers": (flickering, "contrast fidelity", ""),
+    "mottled ground": (mottled, "fidelity", "contrast ground"),
+    "wrong ground": (lambda: changed(ground=STATE.ground + 0.4), "ground", ""),
+    "tinted": (
+        lambda: rendered() + torch.tensor([0.05, 0.0, -0.05]).reshape(3, 1, 1), "fidelity", "overlap ground size",
+    ),
+    "noise": (
+        lambda: rendered() + 0.1 * torch.randn(48, FRAMES, 3, 32, 32, generator=generator()),
+        "fidelity", "overlap trajectory size start",
+    ),
+    "star": (lambda: paint(star()), "shape ok overlap fidelity size", "start trajectory"),
+    "faded": (lambda: paint(cover() * 0.5), "shape ok overlap fidelity size", "trajectory contrast"),
+    "larger": (lambda: changed(radius=STATE.radius * 1.2), "size", ""),
+    "never there": (lambda: paint(until(0)), "colour shape direction ok overlap speed size start", "fidelity"),
+    "vanishes halfway": (
+        lambda: paint(until(6)), "shape ok overlap fidelity trajectory size", "direction speed start",
+    ),
+    "vanishes at the end": (
+        lambda: paint(until(11)), "overlap fidelity trajectory", "shape ok direction speed start size",
+    ),
+    "twice there": (
+        lambda: second_object(STATE.colour), "shape ok overlap fidelity size", "direction speed trajectory start",
+    ),
+    "beside another": (
+        lambda: second_object((STATE.colour + 1) % 4), "fidelity",
+        "colour shape ok overlap start trajectory size ground contrast",
+    ),
+    "grey": (
+        lambda: rendered().mean(2, keepdim=True).expand(-1, -1, 3, -1, -1),
+        "colour shape direction ok overlap fidelity speed size start", "ground contrast",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_each_corruption_is_named_by_its_metrics_and_no_other(name):
+    make, seen, may = CORRUPTIONS[name]
+    for metric, fine in judge(make()).items():
+        share = fine.float().mean().item()
+        if metric in seen.split():
+            assert share < 0.1, f"{metric} does not see '{name}'"
+        elif metric not in may.split():
+            assert share == 1, f"{metric} is wrongly moved by '{name}'"
+
+
+@pytest.mark.parametrize("word", ["colour", "shape", "direction"])
+def test_a_wrong_word_of_the_prompt_is_named(word):
+    kinds = {"colour": 4, "shape": 3, "direction": 4}[word]
+    wrong = replace(STATE, **{word: (getattr(STATE, word) + 1) % kinds}).captions
+    for metric, fine in judge(rendered(), wrong).items():
+        assert fine.all() if metric not in (word, "ok") else not fine.any()
+
+
+@settings(deadline=None, max_examples=25)
+@given(seed=st.integers(0, 10**6), frames=st.sampled_from([3, 12, 40]), first=st.sampled_from([0, 108]))
+def test_rendered_data_is_perfect(seed, frames, first):
+    state = shapes.sample_states(seed, range(4))
+    scores = METRIC(shapes.render(state, frames, first), state.captions)
+    assert all(scores[name].min() == 1 for name in ("colour", "shape", "direction", "ok"))
+    assert scores["fidelity"].min() > 37
+    assert scores["overlap"].min() > 0.93
+    assert scores["trajectory"].max() < 0.15
+    if frames >= 12:  # fewer leave cells half hidden
+        assert (scores["contrast"] - 1).abs().max() < 0.06
+
+
+def test_the_fitted_texture_is_the_truth():
+    assert torch.equal(fit(rendered()).state.texture, STATE.texture)
+
+
+@pytest.mark.parametrize("amount", [0.02, 0.1, 0.2, 0.4, 0.8])
+def test_contrast_is_the_amplitude_of_the_texture(amount):
+    contrast = METRIC(changed(texture=STATE.texture * amount), STATE.captions)["contrast"]
+    assert contrast.mean().item() == pytest.approx(amount, abs=0.03)
+
+
+def test_fidelity_falls_with_noise_as_it_should():
+    noise = torch.randn(48, FRAMES, 3, 32, 32, generator=generator())
+    for deviation, decibel in ((0.02, 40.0), (0.05, 32.04)):  # 10 log10(4 / variance)
+        scores = METRIC(rendered() + deviation * noise, STATE.captions)
+        assert scores["fidelity"].mean().item() == pytest.approx(decibel, abs=0.3)
+
+
+LAWS = {"size_gap": "radius", "speed_gap": "speed", "ground_gap": "ground", "start_gap": "start"}
+MANY = shapes.sample_states(0, range(192), "metrics")
+
+
+def gaps(state):
+    return METRIC.over_set(METRIC(shapes.render(state, FRAMES), state.captions))
+
+
+def test_a_rendered_set_has_the_true_laws():
+    assert gaps(MANY).keys() == LAWS.keys()
+    assert max(gaps(MANY).values()) < 0.06  # 2 standard errors of a sample of 192
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_a_collapsed_quantity_is_named(law):
+    state = shapes.sample_states(0, range(96), "metrics")
+    values = getattr(state, LAWS[law])
+    before = gaps(state)
+    for other, gap in gaps(replace(state, **{LAWS[law]: values[:1].expand_as(values)})).items():
+        if other == law:
+            assert gap > 0.2  # a point mass is a quarter of the range away, or more
+        else:
+            assert gap == pytest.approx(before[other], abs=0.02)
+
+
+def test_gap_is_the_wasserstein_distance_in_units_of_the_range():
+    count = 100
+    even = (torch.arange(count) + 0.5) / count
+    perfect = {"size": 5 + 2 * even, "speed": 1 + even, "ground": -0.5 + 0.4 * even, "start_x": 32 * even}
+    perfect["start_y"] = perfect["start_x"].flip(0)
+    assert max(METRIC.over_set(perfect).values()) < 1e-6
+    shifted = {**perfect, "size": perfect["size"] + 0.5}
+    assert METRIC.over_set(shifted)["size_gap"] == pytest.approx(0.25)
+    halved = {**perfect, "speed": 1.25 + even / 2}  # the middle half of the range: quantiles move by |q - .5| / 2
+    assert METRIC.over_set(halved)["speed_gap"] == pytest.approx(0.125, abs=1e-3)
