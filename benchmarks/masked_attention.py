@@ -53,7 +53,9 @@ def main() -> None:
         print(json.dumps(results))
     else:
         for name, row in results.items():
-            print(f"{name:<18} dense / blockwise {row['ratio']:.2f}  (middle half {row['low']:.2f} to {row['high']:.2f})")
+            print(
+                f"{name:<18} dense / blockwise {row['ratio']:.2f}  (middle half {row['low']:.2f} to {row['high']:.2f})"
+            )
 
 
 if __name__ == "__main__":

@@ -82,6 +82,7 @@ def write(which: str, root: Path, out: Path) -> None:
 
 def summary(by_seed: dict[int, dict[str, float]]) -> dict:
     """Means over seeds with 95% t-intervals, of the student and of what it is compared with."""
+
     def over(key: str) -> list[float] | None:
         values = [metrics[key] for metrics in by_seed.values() if key in metrics]
         return list(over_seeds(values)) if values else None

@@ -157,9 +157,12 @@ def student_times(spec: Spec) -> list[float]:
         UserError: times that are not a descending list within (0, 1].
     """
     try:
-        return schedule.grid(spec["student.steps"], spec["student.shift"])[:-1].tolist()
+        times = schedule.grid(spec["student.steps"], spec["student.shift"])[:-1].tolist()
     except ValueError as error:
         raise UserError(f"student.steps: {error}") from error
+    if times[0] != 1.0:
+        raise UserError(f"student.steps: a student starts from pure noise, t = 1; the first time is {times[0]}")
+    return times
 
 
 def stored_times(spec: Spec) -> torch.Tensor:
@@ -172,7 +175,9 @@ def stored_times(spec: Spec) -> torch.Tensor:
     indices: set[int] = {steps}
     for count in spec["ode_pairs.keep"]:
         if count < 1 or steps % count:
-            raise UserError(f"ode_pairs.keep: {count} does not divide ode_pairs.steps = {steps}, so its times are not solved")
+            raise UserError(
+                f"ode_pairs.keep: {count} does not divide ode_pairs.steps = {steps}, so its times are not solved"
+            )
         indices.update(range(0, steps, steps // count))
     return schedule.grid(steps, amount)[sorted(indices)]
 

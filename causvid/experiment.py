@@ -182,7 +182,9 @@ def grid(name: str, overrides: Sequence[str]) -> list[dict[str, Any]]:
     """The arms of a sweep, each a mapping of dotted keys to values."""
     keys = specs.load(name, overrides)["sweep"]
     if not keys:
-        raise UserError(f"{name} has no 'sweep:' (a mapping of dotted keys to lists); use 'causvid run' for a single arm")
+        raise UserError(
+            f"{name} has no 'sweep:' (a mapping of dotted keys to lists); use 'causvid run' for a single arm"
+        )
     for key, values in keys.items():
         if not isinstance(values, list) or not values:
             raise UserError(f"{name}: sweep.{key}: expected a list of values, got {values!r}")

@@ -35,9 +35,7 @@ def student_of(name: str, root: Path) -> tuple[Spec, Path]:
     return spec, store.folder(node) / "weights.safetensors"
 
 
-def generate(
-    prompt: str, run: str, out: Path, frames: int | None, seed: int, fps: int, scale: int, root: Path
-) -> Path:
+def generate(prompt: str, run: str, out: Path, frames: int | None, seed: int, fps: int, scale: int, root: Path) -> Path:
     """Stream a video from a run's student into an mp4; see the command line for the arguments.
 
     Raises:
@@ -51,7 +49,9 @@ def generate(
     sampler = build.construct(spec["student.sampler"], times=build.student_times(spec))
     length, *frame = world.latent_shape
     wanted = frames or world.codec.pixel_frames(length)
-    latents = length if frames is None else next(n for n in range(1, wanted + 1) if world.codec.pixel_frames(n) >= wanted)
+    latents = (
+        length if frames is None else next(n for n in range(1, wanted + 1) if world.codec.pixel_frames(n) >= wanted)
+    )
     draw = Draw(seed, "generate", 0, [0])
     with progress.bar("frames", latents) as show:
         if spec["student.causal"]:
@@ -61,7 +61,9 @@ def generate(
                 show(block.stop)
             video = torch.cat(blocks, dim=1)
         elif latents != length:
-            raise UserError(f"the student of '{run}' is bidirectional: it makes {world.codec.pixel_frames(length)} frames")
+            raise UserError(
+                f"the student of '{run}' is bidirectional: it makes {world.codec.pixel_frames(length)} frames"
+            )
         else:
             video = sampler(student, (latents, *frame), text, draw)
     write_mp4(out, world.codec.decode(video)[0, :wanted], fps=fps, scale=scale)

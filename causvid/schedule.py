@@ -41,7 +41,9 @@ def grid(steps: int | Sequence[float], amount: float) -> Tensor:
     if isinstance(steps, int):
         if steps < 1:
             raise ValueError(f"steps must be at least 1, got {steps}")
-        return shift(torch.linspace(1, 0, steps + 1, dtype=torch.float64), amount)
+        shifted = shift(torch.linspace(1, 0, steps + 1, dtype=torch.float64), amount)
+        shifted[0] = 1.0  # exactly, whatever the shift rounds to
+        return shifted
     times = [float(t) for t in steps]
     if times and times[-1] != 0:
         times.append(0.0)

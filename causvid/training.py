@@ -76,7 +76,12 @@ class Player:
         )
 
     def step(self, loss: Tensor) -> float:
-        """Backward and one update; returns the gradient's norm before clipping."""
+        """Backward and one update; returns the gradient's norm before clipping.
+
+        What other players' losses left in this network's gradients is cleared first.
+        """
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(
             [p for p in self.module.parameters() if p.grad is not None], self.clip if self.clip > 0 else float("inf")
@@ -84,7 +89,6 @@ class Player:
         for optimizer, schedule in zip(self.optimizers, self.schedules, strict=True):
             optimizer.step()
             schedule.step()
-            optimizer.zero_grad(set_to_none=True)
         self.updates += 1
         if self.average is not None:
             # A short memory at first, so that the average is not held back by the initial weights.

@@ -52,7 +52,7 @@ def atoms(d, counts):
     ],
 )  # fmt: skip
 def test_optimum_on_a_discrete_pair(kind, optimum, value):
-    """Masses .5 .1 .3 of data and .2 .4 .2 of the student on three atoms; the rest, .1 and .2, on atoms of their own."""
+    """Data has masses .5 .1 .3 and the student .2 .4 .2 on three atoms; the rest, .1 and .2, on atoms of their own."""
     real, fake = (5, 1, 3, 1, 0), (2, 4, 2, 0, 2)
     apart = (1.0, -1.0) if kind == "hinge" else (60.0, -60.0)  # atoms that only one law has: no loss
 
@@ -182,7 +182,6 @@ def test_discriminators_turn_moves_the_head_and_not_the_backbone():
     assert not torch.equal(weights_of(head), head_before)
 
 
-@pytest.mark.xfail(strict=True, reason="Player.step must clear gradients before backward")
 @pytest.mark.parametrize("earlier", ["student", "discriminator"])
 def test_other_turns_leave_nothing_behind_for_the_fake_score(earlier):
     """Adversarial turns differentiate through the backbone; its own next update must not hear of it."""

@@ -115,7 +115,7 @@ CORRUPTIONS = {
     "time reversed": (lambda: rendered().flip(1), "direction ok start", ""),
     "moves across": (lambda: changed(direction=(STATE.direction + 2) % 4), "direction ok", ""),
     "frozen": (lambda: rendered()[:, :1].expand(-1, FRAMES, -1, -1, -1), "direction ok speed", ""),
-    "crawls": (lambda: changed(speed=torch.full((48,), 0.3)), "direction ok speed", ""),
+    "crawls": (lambda: changed(speed=STATE.speed * 0.2), "direction ok speed", ""),
     "slower": (lambda: changed(speed=STATE.speed * 0.7), "speed", ""),
     "turns back": (there_and_back, "trajectory speed fidelity start", "direction ok shape overlap size"),
     "jitters": (
@@ -234,12 +234,17 @@ def test_a_collapsed_quantity_is_named(law):
 
 
 def test_gap_is_the_wasserstein_distance_in_units_of_the_range():
-    count = 100
-    even = (torch.arange(count) + 0.5) / count
-    perfect = {"size": 5 + 2 * even, "speed": 1 + even, "ground": -0.5 + 0.4 * even, "start_x": 32 * even}
-    perfect["start_y"] = perfect["start_x"].flip(0)
+    even = (torch.arange(100) + 0.5) / 100
+
+    def spread(bounds, share):
+        return bounds[0] + (bounds[1] - bounds[0]) * share
+
+    perfect = {
+        "size": spread(shapes.RADIUS, even), "speed": spread(shapes.SPEED, even.flip(0)),
+        "ground": spread(shapes.GROUND, even), "start_x": shapes.SIZE * even, "start_y": shapes.SIZE * even.flip(0),
+    }  # fmt: skip
     assert max(METRIC.over_set(perfect).values()) < 1e-6
-    shifted = {**perfect, "size": perfect["size"] + 0.5}
+    shifted = {**perfect, "size": spread(shapes.RADIUS, even + 0.25)}
     assert METRIC.over_set(shifted)["size_gap"] == pytest.approx(0.25)
-    halved = {**perfect, "speed": 1.25 + even / 2}  # the middle half of the range: quantiles move by |q - .5| / 2
+    halved = {**perfect, "speed": spread(shapes.SPEED, 0.25 + even / 2)}  # quantiles move by |q - .5| / 2
     assert METRIC.over_set(halved)["speed_gap"] == pytest.approx(0.125, abs=1e-3)

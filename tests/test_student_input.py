@@ -10,7 +10,7 @@ from causvid import schedule
 from causvid.attention.masks import BlockCausal, SlidingWindow
 from causvid.randomness import Draw
 from causvid.samplers.few_step import renoise
-from causvid.samplers.rollout import Rollout
+from causvid.samplers.rollout import Rollout, few_step_schedule, run_schedule
 from causvid.samplers.student_input import BackwardSimulation, Data, SelfRollout
 
 TIMES = (1.0, 0.8, 0.4)
@@ -160,6 +160,35 @@ def test_self_rollout_keeps_gradient_of_each_blocks_last_step_alone(rule, last):
     found = gradients(model, SelfRollout()(given_scene, TIMES, True).x0)
     assert expected.abs().max() > 1e-3
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_self_rollout_records_one_evaluation_per_block(grad):
+    modes = []
+
+    class Watched:
+        mask, new_cache = tiny_dit().mask, tiny_dit().new_cache
+
+        def __call__(self, *args, commit, **options):
+            modes.append((torch.is_grad_enabled(), commit))
+            return tiny_dit()(*args, commit=commit, **options)
+
+    SelfRollout("last")(tiny_scene(Watched()), TIMES, grad)
+    block = [(False, False), (False, False), (grad, False), (False, True)]
+    assert modes == (block * 3)[:-1]
+
+
+def test_gradient_never_crosses_steps():
+    model, text = tiny_dit(), tiny_text()
+    blocks = model.mask.blocks(5)
+
+    def found(grad_steps):
+        steps = few_step_schedule(len(blocks), TIMES)
+        draw = Draw(0, "train", 0, [4, 5])
+        out = run_schedule(model, steps, blocks, LATENT, text, draw, model.new_cache(), grad_steps)
+        return gradients(model, torch.cat([block.latents for block in out], 1))
+
+    assert torch.equal(found(frozenset({0, 1, 2})), found(frozenset({2})))
 
 
 def test_self_rollout_with_a_prompt_per_frame():

@@ -62,7 +62,9 @@ def test_odd_sizes_become_even_by_doubling_the_last_row_and_column(tmp_path):
 
 def test_bytes_and_floats_are_the_same_video(video):
     assert encode_mp4(to_bytes(video)) == encode_mp4(video)
-    assert torch.equal(to_bytes(torch.tensor([-9.0, -1, 0, 1, 9])), torch.tensor([0, 0, 128, 255, 255], dtype=torch.uint8))
+    assert torch.equal(
+        to_bytes(torch.tensor([-9.0, -1, 0, 1, 9])), torch.tensor([0, 0, 128, 255, 255], dtype=torch.uint8)
+    )
 
 
 @pytest.mark.parametrize("shape", [(3, 32, 32), (0, 3, 8, 8), (4, 2, 8, 8), (4, 3, 0, 8)])

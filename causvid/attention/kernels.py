@@ -38,9 +38,7 @@ class Grid:
 
     def rotations(self, positions: Tensor) -> Tensor:
         """Rotations of every token of frames at these positions, ``(f n) d/2``."""
-        return rope.table(
-            positions.to(self.device), self.height, self.width, self.head_dim, self.theta, self.dtype
-        )
+        return rope.table(positions.to(self.device), self.height, self.width, self.head_dim, self.theta, self.dtype)
 
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]

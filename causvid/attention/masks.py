@@ -146,7 +146,9 @@ class SinkWindow(SlidingWindow):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.sink_frames < 1:
-            raise ValueError(f"sink_frames must be at least 1, got {self.sink_frames}; without sinks use sliding_window")
+            raise ValueError(
+                f"sink_frames must be at least 1, got {self.sink_frames}; without sinks use sliding_window"
+            )
 
     def sees(self, query: Any, key: Any) -> Any:
         end = self._end(query)

@@ -28,7 +28,7 @@ COLOURS = {
     "blue": (-0.6, -0.4, 0.95),
     "yellow": (0.9, 0.8, -0.75),
 }
-SHAPES = ("circle", "square", "triangle")
+SHAPES: tuple[str, ...] = ("circle", "square", "triangle")
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 WORDS = ("a", *COLOURS, *SHAPES, "moves", *DIRECTIONS)
 

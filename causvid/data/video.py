@@ -14,13 +14,14 @@ import av
 import numpy as np
 import torch
 from av.error import FFmpegError
+from av.video.reformatter import Colorspace
 from einops import rearrange, repeat
 from torch import Tensor
 
 from causvid import weights
 from causvid.errors import UserError
 
-BT601, LIMITED = 6, 1  # what players assume of a small untagged video; written into the file all the same
+BT601, LIMITED = 6, 1  # H.273 codes; what players assume of a small untagged video, written into the file all the same
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def encode_mp4(video: Tensor, fps: float = 8, scale: int = 1, crf: int = 17) -> 
         raise ValueError(f"fps must be positive, got {fps}")
     frames = to_rgb(video, scale)
     buffer = io.BytesIO()
-    with av.open(buffer, "w", format="mp4", options={"movflags": "faststart"}) as container:
+    with av.open(buffer, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
@@ -79,7 +80,7 @@ def encode_mp4(video: Tensor, fps: float = 8, scale: int = 1, crf: int = 17) -> 
         stream.codec_context.colorspace, stream.codec_context.color_range = BT601, LIMITED
         for image in frames:
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
-            container.mux(stream.encode(frame.reformat(format="yuv420p", dst_colorspace=BT601)))
+            container.mux(stream.encode(frame.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU601)))
         container.mux(stream.encode())
     return buffer.getvalue()
 

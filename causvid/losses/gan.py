@@ -1,4 +1,4 @@
-"""Adversarial losses on noised latents, the discriminator a head on the fake score's features (2405.14867, sec. 4.3)."""
+"""Adversarial losses on noised latents, a discriminator head reads the fake score's features (2405.14867, 4.3)."""
 
 from __future__ import annotations
 

@@ -8,9 +8,9 @@ a cache; which of these is decided by the mask and by what is passed to ``forwar
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -85,7 +85,11 @@ class Block(nn.Module):
         self.cross_norm = nn.LayerNorm(dim, eps=eps) if cross_norm else nn.Identity()
         self.cross_attention = CrossAttention(dim, heads, eps)
         self.ffn_norm = nn.LayerNorm(dim, eps=eps, elementwise_affine=False)
-        self.ffn = nn.Sequential(nn.Linear(dim, ffn_dim), nn.GELU(approximate="tanh"), nn.Linear(ffn_dim, dim))
+        self.ffn = nn.Sequential(
+            nn.Linear(dim, ffn_dim),
+            nn.GELU(approximate="tanh"),
+            nn.Linear(ffn_dim, dim),
+        )
         self.modulation = nn.Parameter(torch.randn(6, dim) / dim**0.5)
 
     def forward(self, x: Tensor, time: Tensor, attend: Attend, text: LayerKV) -> tuple[Tensor, LayerKV]:
@@ -228,23 +232,27 @@ class VideoDiT(nn.Module):
         tokens, modulation, hidden_t = self._embed(x, t)
         if context is not None:
             clean, clean_modulation, _ = self._embed(context, torch.zeros_like(t))
-            tokens, modulation = torch.cat([clean, tokens], 1), torch.cat([clean_modulation, modulation], 1)
+            tokens, modulation = (
+                torch.cat([clean, tokens], 1),
+                torch.cat([clean_modulation, modulation], 1),
+            )
+        masked = None
         if cache is None:
             first = 0 if positions is None else int(positions)
             pattern = Pattern(self.mask, frames, context is not None, first)
-            plan = self.kernel.plan(pattern, self.position, grid)
+            masked = self.kernel.plan(pattern, self.position, grid)
         embedded = None
         fresh: list[LayerKV] = []
         features: list[Tensor] = []
         memo = cache.cross if cache is not None and not torch.is_grad_enabled() else None
-        for index, block in enumerate(self.blocks):
+        for index, block in enumerate(cast(Iterable[Block], self.blocks)):
             text_kv = memo.get(text, index) if memo else None
             if text_kv is None:
                 embedded = self._embed_text(text, context is not None) if embedded is None else embedded
                 text_kv = block.cross_attention.project(embedded)
                 if memo:
                     memo.put(text, index, text_kv)
-            attend = plan if cache is None else self._stream(cache, index, frames, grid)
+            attend = masked or self._stream(cast(KVCache, cache), index, frames, grid)
             tokens, kv = block(tokens, modulation, attend, text_kv)
             if commit:
                 fresh.append(kv)
@@ -269,9 +277,18 @@ class VideoDiT(nn.Module):
 
     def _embed(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens ``b f n d``, block modulation ``b f 6 d`` and the head's time ``b f d``."""
-        patches = rearrange(x, "b f c (h p) (w q) -> b f (h w) (c p q)", p=self.patch[0], q=self.patch[1])
+        patches = rearrange(
+            x,
+            "b f c (h p) (w q) -> b f (h w) (c p q)",
+            p=self.patch[0],
+            q=self.patch[1],
+        )
         hidden = self.time_embed(sinusoid(t * self.time_scale, self.freq_dim).to(x.dtype))
-        return self.patch_embed(patches), self.time_project(hidden).unflatten(-1, (6, -1)), hidden
+        return (
+            self.patch_embed(patches),
+            self.time_project(hidden).unflatten(-1, (6, -1)),
+            hidden,
+        )
 
     def _embed_text(self, text: Text, twice: bool) -> Tensor:
         embedded = self.text_embed(text.embeddings)
@@ -283,13 +300,21 @@ class VideoDiT(nn.Module):
         shift, scale = (hidden_t[:, :, None] + self.head_modulation).unsqueeze(2).unbind(3)
         out = self.head(self.head_norm(tokens) * (1 + scale) + shift)
         return rearrange(
-            out, "b f (h w) (p q c) -> b f c (h p) (w q)", h=height, w=width, p=self.patch[0], q=self.patch[1]
+            out,
+            "b f (h w) (p q c) -> b f c (h p) (w q)",
+            h=height,
+            w=width,
+            p=self.patch[0],
+            q=self.patch[1],
         )
 
     def _stream(self, cache: KVCache, layer: int, frames: int, grid: Grid) -> Attend:
         """Attention of the next block over what the cache keeps and itself: no mask is needed."""
         cache.check_block(frames)
-        key_frames = (*cache.frames, *range(cache.next_frame, cache.next_frame + frames))
+        key_frames = (
+            *cache.frames,
+            *range(cache.next_frame, cache.next_frame + frames),
+        )
         key_rotations, query_rotations = _stream_rotations(self.position, key_frames, frames, grid)
         past = cache.read(layer)
 

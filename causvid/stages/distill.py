@@ -6,10 +6,12 @@ and one file per other player that was trained.
 
 from __future__ import annotations
 
-from functools import partial
+from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from causvid import build, training
@@ -18,7 +20,7 @@ from causvid.randomness import Draw
 from causvid.registry import register
 from causvid.runs import Context
 from causvid.spec import Spec
-from causvid.types import Scene, StudentSample
+from causvid.types import LossOutput, Scene
 
 
 @register("stage", "distill")
@@ -28,8 +30,23 @@ class Distill:
     name = "distill"
 
     def reads(self, spec: Spec) -> tuple[str, ...]:
-        paths = ("world", "model", "causal", "teacher", "init", "loss", "distill", "seed")
-        return (*paths, "student.steps", "student.shift", "student.causal", "student.input")
+        paths = (
+            "world",
+            "model",
+            "causal",
+            "teacher",
+            "init",
+            "loss",
+            "distill",
+            "seed",
+        )
+        return (
+            *paths,
+            "student.steps",
+            "student.shift",
+            "student.causal",
+            "student.input",
+        )
 
     def inputs(self, spec: Spec) -> tuple[str, ...]:
         source = build.construct(spec["init"]).source
@@ -45,28 +62,40 @@ class Distill:
         world = build.World(spec)
         loss = build.construct(spec["loss"])
         nets = networks(context, world, loss.players)
-        iterations, batch, per_student = options["iterations"], options["batch"], options["critic_updates"]
+        iterations, batch, per_student = (
+            options["iterations"],
+            options["batch"],
+            options["critic_updates"],
+        )
         players = _players(nets, loss.players, options)
         blocks = tuple(build.student_rule(spec).blocks(world.latent_shape[0]))
-        make_input, times = build.construct(spec["student.input"]), build.student_times(spec)
+        make_input, times = (
+            build.construct(spec["student.input"]),
+            build.student_times(spec),
+        )
         with training.session(context, "distill", players, iterations) as session:
             for step in range(session.start, iterations):
                 numbers: dict[str, float] = {}
+                output = LossOutput(torch.zeros(()))
                 # Critics first: the student's gradient is only as good as the fake score is up to date.
                 turns = [name for name in players if name != "student"] * per_student + ["student"]
                 for turn, name in enumerate(turns):
-                    number = step * (per_student * len(players) + 1) + turn
+                    number = step * len(turns) + turn
                     samples = range(number * batch, (number + 1) * batch)
                     data, text, unconditional = world.batch(samples)
-                    draw = Draw(spec["seed"], "distill", number, samples)
-                    scene = Scene(draw, text, unconditional, nets, blocks, data=data)
-                    generate = partial(_generate, make_input, scene, times)
-                    scene = Scene(draw, text, unconditional, nets, blocks, data=data, generate=generate)
-                    output = loss(name, scene)
-                    norm = players[name].step(output.value)
-                    numbers[f"{name}_gradient_norm"] = norm
-                    if name != "student":
-                        numbers[f"{name}_loss"] = float(output.value.detach())
+                    scene = Scene(
+                        Draw(spec["seed"], "distill", number, samples),
+                        text,
+                        unconditional,
+                        nets,
+                        blocks,
+                        data=data,
+                    )
+                    # Kept, so that several losses of one player judge the same samples.
+                    generate = cache(partial(make_input, scene, times))
+                    output = loss(name, replace(scene, generate=generate))
+                    numbers[f"{name}_gradient_norm"] = players[name].step(output.value)
+                    numbers[f"{name}_loss"] = float(output.value.detach())
                 session.after(step, output, **numbers)
             session.finish(**{"weights" if name == "student" else name: p.final() for name, p in players.items()})
 
@@ -83,7 +112,11 @@ def networks(context: Context, world: build.World, players: tuple[str, ...]) -> 
         student = build.load_network(spec, world, rule, context.inputs[source] / "weights.safetensors")
     teacher = build.load_network(spec, world, build.teacher_rule(spec), path).requires_grad_(False)
     fake_score = build.load_network(spec, world, build.teacher_rule(spec), path)
-    nets = {"student": student.train(), "teacher": teacher, "fake_score": fake_score.train()}
+    nets: dict[str, nn.Module] = {
+        "student": student.train(),
+        "teacher": teacher,
+        "fake_score": fake_score.train(),
+    }
     if "discriminator" in players:
         model = spec["model"]
         head = build.construct(spec["distill.discriminator"], dim=model["dim"], layers=model["layers"])
@@ -102,7 +135,3 @@ def _players(nets: dict[str, nn.Module], names: tuple[str, ...], options: Any) -
         section = options if name == "student" else {**options, "ema": 0.0}
         players[name] = training.Player(nets[name], optimizer, section, updates)
     return players
-
-
-def _generate(make_input: Any, scene: Scene, times: list[float], grad: bool) -> StudentSample:
-    return make_input(scene, times, grad)

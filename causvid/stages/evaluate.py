@@ -21,7 +21,13 @@ class Evaluate:
     name = "evaluate"
 
     def reads(self, spec: Spec) -> tuple[str, ...]:
-        return ("world", "evaluation.metrics", "evaluation.samples", "evaluation.rollout_samples", "teacher_sampling")
+        return (
+            "world",
+            "evaluation.metrics",
+            "evaluation.samples",
+            "evaluation.rollout_samples",
+            "teacher_sampling",
+        )
 
     def inputs(self, spec: Spec) -> tuple[str, ...]:
         return ("sample_teacher", "sample")
@@ -74,5 +80,9 @@ def summary(arm: str, values: dict[str, Tensor], over_set: dict[str, float]) -> 
     out: dict[str, float] = {}
     for key, value in values.items():
         low, high = interval(value)
-        out |= {f"{arm}.{key}": float(value.mean()), f"{arm}.{key}.low": low, f"{arm}.{key}.high": high}
+        out |= {
+            f"{arm}.{key}": float(value.mean()),
+            f"{arm}.{key}.low": low,
+            f"{arm}.{key}.high": high,
+        }
     return out | {f"{arm}.{key}": value for key, value in over_set.items()}

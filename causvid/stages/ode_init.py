@@ -27,7 +27,16 @@ class OdeInit:
     name = "ode_init"
 
     def reads(self, spec: Spec) -> tuple[str, ...]:
-        return ("world", "model", "causal", "student.steps", "student.shift", "student.causal", "ode_init", "seed")
+        return (
+            "world",
+            "model",
+            "causal",
+            "student.steps",
+            "student.shift",
+            "student.causal",
+            "ode_init",
+            "seed",
+        )
 
     def inputs(self, spec: Spec) -> tuple[str, ...]:
         return ("teacher", "ode_pairs")

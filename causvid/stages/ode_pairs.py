@@ -41,7 +41,10 @@ class OdePairs:
         options = spec["ode_pairs"]
         world = build.World(spec)
         teacher = build.load_network(
-            spec, world, build.teacher_rule(spec), context.inputs["teacher"] / "weights.safetensors"
+            spec,
+            world,
+            build.teacher_rule(spec),
+            context.inputs["teacher"] / "weights.safetensors",
         )
         sampling = build.construct(spec["teacher_sampling"])
         solver = Euler(options["steps"], sampling.shift, sampling.guidance)
@@ -58,7 +61,11 @@ class OdePairs:
                     noise = Draw(0, "ode_pairs", 0, samples).normal("noise", *world.latent_shape)
                     trajectory = solver(teacher, noise, text, unconditional, keep)
                     weights.write_tensors(
-                        path, {"states": trajectory.states.to(torch.float16), "times": trajectory.times}
+                        path,
+                        {
+                            "states": trajectory.states.to(torch.float16),
+                            "times": trajectory.times,
+                        },
                     )
                 show(min(start + batch, count))
 

@@ -46,7 +46,10 @@ class SampleTeacher:
     def run(self, context: Context) -> None:
         spec = context.spec
         world = build.World(spec)
-        rule, path = build.teacher_rule(spec), context.inputs["teacher"] / "weights.safetensors"
+        rule, path = (
+            build.teacher_rule(spec),
+            context.inputs["teacher"] / "weights.safetensors",
+        )
         teacher = build.load_network(spec, world, rule, path)
         full = build.construct(spec["teacher_sampling"])
         steps = [spec["teacher_sampling.steps"], *spec["evaluation.teacher_steps"]]
@@ -57,7 +60,13 @@ class SampleTeacher:
                 def clips(text: Text, free: Text, draw: Draw, sampler: Euler = sampler) -> Tensor:
                     return sampler(teacher, draw.normal("noise", *world.latent_shape), text, free).last
 
-                collect(context, world, name, clips, lambda n, base=number: show(base * spec["evaluation.samples"] + n))
+                collect(
+                    context,
+                    world,
+                    name,
+                    clips,
+                    lambda n, base=number: show(base * spec["evaluation.samples"] + n),
+                )
 
 
 @register("stage", "sample")
@@ -67,11 +76,33 @@ class Sample:
     name = "sample"
 
     def reads(self, spec: Spec) -> tuple[str, ...]:
-        paths = ("world", "model", "causal", "evaluation", "init", "teacher", "teacher_sampling")
-        return (*paths, "student.steps", "student.shift", "student.causal", "student.sampler")
+        paths = (
+            "world",
+            "model",
+            "causal",
+            "evaluation",
+            "init",
+            "teacher",
+            "teacher_sampling",
+        )
+        return (
+            *paths,
+            "student.steps",
+            "student.shift",
+            "student.causal",
+            "student.sampler",
+        )
 
     def inputs(self, spec: Spec) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(["teacher", *(["ode_init"] if spec["init"]["name"] == "ode" else []), "distill"]))
+        return tuple(
+            dict.fromkeys(
+                [
+                    "teacher",
+                    *(["ode_init"] if spec["init"]["name"] == "ode" else []),
+                    "distill",
+                ]
+            )
+        )
 
     def outside(self, spec: Spec) -> tuple[Path, ...]:
         return ()
@@ -90,7 +121,13 @@ class Sample:
                 def clips(text: Text, free: Text, draw: Draw, student: Any = student) -> Tensor:
                     return sampler(student, world.latent_shape, text, draw)
 
-                collect(context, world, name, clips, lambda n, base=number: show(base * count + n))
+                collect(
+                    context,
+                    world,
+                    name,
+                    clips,
+                    lambda n, base=number: show(base * count + n),
+                )
             student = load_student(context, world, "distill")
             if spec["student.causal"]:
                 long_rollouts(context, world, student, sampler)
@@ -148,13 +185,13 @@ def long_rollouts(context: Context, world: build.World, student: Any, sampler: A
     _, text, _ = world.batch(samples, SPLIT)
     frames, *frame = world.latent_shape
     total = frames * spec["evaluation.rollout_factor"]
-    blocks = [
-        block.latents
-        for block in sampler.stream(student, (total, *frame), text, Draw(0, "rollout", 0, samples))
-    ]
+    blocks = [block.latents for block in sampler.stream(student, (total, *frame), text, Draw(0, "rollout", 0, samples))]
     videos = to_bytes(world.codec.decode(torch.cat(blocks, dim=1)))
     length = world.codec.pixel_frames(frames)
-    weights.write_tensors(path, {"first": videos[:, :length], "last": videos[:, -length:], "whole": videos[:4]})
+    weights.write_tensors(
+        path,
+        {"first": videos[:, :length], "last": videos[:, -length:], "whole": videos[:4]},
+    )
 
 
 def measure(context: Context, world: build.World, student: Any, sampler: Any, repeats: int = 5) -> dict[str, float]:
@@ -187,13 +224,15 @@ def measure(context: Context, world: build.World, student: Any, sampler: Any, re
         return time.perf_counter() - begin
 
     stream()
-    rows = [(*stream(), seconds(full), {n: seconds(solver) for n, solver in few.items()}) for _ in range(repeats)]
-    latency, whole, teacher_s = (statistics.median(row[i] for row in rows) for i in range(3))
+    rows = [(*stream(), seconds(full), *(seconds(solver) for solver in few.values())) for _ in range(repeats)]
+    latency, whole, teacher_s, *others = (statistics.median(column) for column in zip(*rows, strict=True))
     out = {"latency_s": latency, "clip_s": whole, "teacher_s": teacher_s}
     out |= {"latency_ratio": teacher_s / latency, "throughput_ratio": teacher_s / whole}
-    for n in few:
-        other = statistics.median(row[3][n] for row in rows)
-        out |= {f"latency_ratio_vs_{n}": other / latency, f"throughput_ratio_vs_{n}": other / whole}
+    for n, other in zip(few, others, strict=True):
+        out |= {
+            f"latency_ratio_vs_{n}": other / latency,
+            f"throughput_ratio_vs_{n}": other / whole,
+        }
     return out
 
 

@@ -67,7 +67,10 @@ def train(context: Context) -> None:
             samples = range(step * batch, (step + 1) * batch)
             data, text, unconditional = world.batch(samples)
             draw = Draw(spec["seed"], "teacher", step, samples)
-            output = loss("student", Scene(draw, text, unconditional, {"student": model}, blocks, data=data))
+            output = loss(
+                "student",
+                Scene(draw, text, unconditional, {"student": model}, blocks, data=data),
+            )
             norm = player.step(output.value)
             session.after(step, output, gradient_norm=norm)
         session.finish(weights=player.final())
