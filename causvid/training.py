@@ -7,6 +7,7 @@ import takes tens of seconds).
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -138,9 +139,14 @@ def _schedule(
 
 def seed_everything(spec: Spec, stage: str) -> None:
     """Seed the global generators, from which fresh weights are drawn."""
-    from torchtune.training.seed import set_seed
+    # What torchtune and torchao say at import and at seeding concerns no user of causvid.
+    logging.disable(logging.WARNING)
+    try:
+        from torchtune.training.seed import set_seed
 
-    set_seed(key(spec["seed"], stage, "weights") % 2**31)
+        set_seed(key(spec["seed"], stage, "weights") % 2**31)
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def prepare(module: nn.Module, options: Mapping[str, Any]) -> nn.Module:
@@ -231,7 +237,8 @@ class Session:
         Raises:
             UserError: the loss is not finite.
         """
-        values = {"loss": float(output.value), **{k: float(v) for k, v in output.logs.items()}, **numbers}
+        logs = {k: float(v.detach() if isinstance(v, Tensor) else v) for k, v in output.logs.items()}
+        values = {"loss": float(output.value.detach()), **logs, **numbers}
         if values["loss"] != values["loss"] or abs(values["loss"]) == float("inf"):
             raise UserError(
                 f"the loss is {values['loss']} at step {step}; lower the learning rate or clip gradients "

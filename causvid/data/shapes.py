@@ -4,8 +4,8 @@ A caption tells colour, shape and direction. Everything else is free: size, spee
 texture. Motion wraps around, so a caption stays true for any number of frames and rollouts of any length can be judged.
 The state of a video is a handful of numbers, and rendering is a function of the state: truth is exact.
 
-The texture is what makes few steps hard: each of its cells is a coin toss that little signal decides, late in denoising,
-so a sampler that stops early leaves it blurred.
+The texture is what makes few steps hard: each of its cells is a coin toss that little signal decides, late in
+denoising, so a sampler that stops early leaves it blurred.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ WORDS = ("a", *COLOURS, *SHAPES, "moves", *DIRECTIONS)
 SIZE = 32  # pixels along each side of the torus
 CELL = 4  # pixels along each side of a texture cell
 RADIUS = (5.0, 7.0)  # pixels; the radius of the circle of equal area
-SPEED = (1.5, 2.5)  # pixels per frame
+SPEED = (1.0, 2.0)  # pixels per frame
 GROUND = (-0.5, -0.1)  # grey level in [-1, 1]
 TEXTURE = 0.1  # a cell is this much above or below the ground's level
 

@@ -20,7 +20,7 @@ from causvid.registry import register
 
 MIN_OVERLAP = 0.7  # soft IoU of coverage and template; rendered data has at least .9
 FAINT = 0.2  # coverage up to this counts as none
-MIN_SPEED = 0.75  # pixels per frame: half of the slowest real motion
+MIN_SPEED = 0.5  # pixels per frame: half of the slowest real motion
 MAX_FIDELITY = 50.0  # dB; a video equal to its fitted rendering is reported as this
 
 

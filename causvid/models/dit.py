@@ -227,7 +227,7 @@ class VideoDiT(nn.Module):
             raise ValueError("teacher forcing is a masked pass: context and cache exclude each other")
         if commit and cache is None:
             raise ValueError("commit needs a cache")
-        batch, frames, _, height, width = self._check(x, t, text)
+        frames, height, width = self._check(x, t, text)
         grid = Grid(height, width, self.head_dim, self.theta, x.dtype, x.device)
         tokens, modulation, hidden_t = self._embed(x, t)
         if context is not None:
@@ -262,10 +262,11 @@ class VideoDiT(nn.Module):
         after = cache.committed(tuple(fresh), frames) if commit and cache is not None else cache
         return DenoiserOutput(x, t, prediction, self.prediction, after, tuple(features))
 
-    def _check(self, x: Tensor, t: Tensor, text: Text) -> tuple[int, int, int, int, int]:
+    def _check(self, x: Tensor, t: Tensor, text: Text) -> tuple[int, int, int]:
+        """(frames, token rows, token columns) of inputs that fit."""
         if x.ndim != 5 or x.shape[2] != self.channels:
             raise ValueError(f"latents must be 'b f {self.channels} h w', got shape {tuple(x.shape)}")
-        batch, frames, channels, height, width = x.shape
+        batch, frames, _, height, width = x.shape
         if height % self.patch[0] or width % self.patch[1]:
             raise ValueError(f"latent size {height}x{width} is not a multiple of the patch {self.patch}")
         if t.shape != (batch, frames):
@@ -273,7 +274,7 @@ class VideoDiT(nn.Module):
         shape = text.embeddings.shape
         if shape[0] != batch or (len(shape) == 4 and shape[1] != frames):
             raise ValueError(f"text of shape {tuple(shape)} does not fit {batch} clips of {frames} frames")
-        return batch, frames, channels, height // self.patch[0], width // self.patch[1]
+        return frames, height // self.patch[0], width // self.patch[1]
 
     def _embed(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens ``b f n d``, block modulation ``b f 6 d`` and the head's time ``b f d``."""

@@ -1,7 +1,7 @@
 """Distillation: the student against its critics, each player with its own loss.
 
-One iteration is some updates of every other player, then one of the student. Writes ``weights.safetensors`` (the student)
-and one file per other player that was trained.
+One iteration is some updates of every other player, then one of the student. Writes ``weights.safetensors`` (the
+student) and one file per other player that was trained.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Trajectories of the teacher: where an ODE-initialised student starts and where it must arrive.
 
-Writes ``pairs-NNNN.safetensors``, one file per batch, each with ``states`` (``k b f c h w``, fp16) and ``times``; which
-captions and which noise they belong to follows from the sample indices, so they need not be stored. A killed run goes on
-with the next batch.
+Writes ``pairs-NNNN.safetensors``, one file per batch, each with ``states`` (``k b f c h w``, fp16) and ``times``;
+which captions and which noise they belong to follows from the sample indices, so they need not be stored. A killed run
+goes on with the next batch.
 """
 
 from __future__ import annotations
