@@ -52,6 +52,8 @@ class FlowMatching:
         times: ``shared`` by all frames, or ``per_block`` (diffusion forcing, for causal networks); by default as the
             kind of teacher says.
         context: what a causal network sees of earlier blocks: ``noisy`` (as drawn) or ``clean`` (teacher forcing).
+        anchor: probability that the first latent frame stands clean, as in image-to-video; what then happens is for
+            the prompt to say, which teaches it far sooner than clips that are noisy all over.
         drop_text: probability of training without the prompt.
         t_floor: see :func:`denoising_error`.
     """
@@ -63,10 +65,11 @@ class FlowMatching:
         shift: float = 1.0,
         times: Literal["shared", "per_block"] | None = None,
         context: Literal["noisy", "clean"] = "noisy",
+        anchor: float = 0.0,
         drop_text: float = 0.1,
         t_floor: float = 0.0,
     ) -> None:
-        self.shift, self.context = shift, context
+        self.shift, self.context, self.anchor = shift, context, anchor
         self.times: Literal["shared", "per_block"] = times or "shared"
         self.drop_text, self.t_floor = drop_text, t_floor
 
@@ -76,6 +79,9 @@ class FlowMatching:
             raise ValueError("flow matching needs data")
         x0 = scene.data
         t = draw_times(scene.draw, "t", scene, self.times, self.shift)
+        if self.anchor > 0:
+            anchored = scene.draw.uniform("anchor") < self.anchor
+            t = torch.cat([torch.where(anchored[:, None], 0.0, t[:, :1]), t[:, 1:]], dim=1)
         noise = scene.draw.normal("noise", *x0.shape[1:])
         context = x0 if self.context == "clean" else None
         x_t = schedule.add_noise(x0, noise, t)

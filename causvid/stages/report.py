@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+import inspect
+import json
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
+import yaml
+from torch import Tensor
+
+from causvid import build, progress, registry, runs, weights
+from causvid.data.video import encode_mp4
+from causvid.eval import report as page
 from causvid.registry import register
 from causvid.runs import Context
 from causvid.spec import Spec
+from causvid.stages.sample import SPLIT
+
+CAPTIONS, FPS, CRF = 6, 8, 20
+WIDTH = 160  # pixels that a video is enlarged to, at least
+MARKS = ("colour", "shape", "direction")
 
 
 @register("stage", "report")
@@ -23,7 +39,125 @@ class Report:
         return ("teacher", *ode, "distill", "sample_teacher", "sample", "evaluate")
 
     def outside(self, spec: Spec) -> tuple[Path, ...]:
-        return ()
+        return (page.TEMPLATE,)
 
     def run(self, context: Context) -> None:
-        raise NotImplementedError
+        spec = context.spec
+        judged = _json(context.inputs["evaluate"] / "scores.json")
+        with progress.bar("report", len(judged["captions"][:CAPTIONS]) + 1) as show:
+            samples = []
+            for row in sample_rows(context, judged):
+                samples.append(row)
+                show(len(samples), "videos")
+            rollouts = list(rollout_rows(context, judged))
+        findings = page.Findings(
+            name=spec.name,
+            about=spec["about"],
+            spec_yaml=yaml.safe_dump(plain(spec.data), sort_keys=False, default_flow_style=None, width=100),
+            differences=[(key, short(base), short(own)) for key, base, own in spec.differences()],
+            has_base=spec.base is not None,
+            metrics=_json(context.inputs["evaluate"] / "metrics.json"),
+            timings=_json(context.inputs["sample"] / "timings.json"),
+            full_steps=spec["teacher_sampling.steps"],
+            teacher_steps=spec["evaluation.teacher_steps"],
+            student_steps=len(build.student_times(spec)),
+            causal=spec["student.causal"],
+            rollout_factor=spec["evaluation.rollout_factor"],
+            samples=samples,
+            rollouts=rollouts,
+            training=dict(trainings(context)),
+            stages=list(stage_records(context)),
+            metric_notes={m["name"]: documentation("metric", m["name"]) for m in spec["evaluation.metrics"]},
+            environment=plain(runs.environment()),
+        )
+        weights.write_bytes(context.folder / "report.html", page.render(findings).encode())
+
+
+def plain(value: Any) -> Any:
+    """Components, tuples and the like as YAML and JSON know them."""
+    return json.loads(json.dumps(value, default=str))
+
+
+def short(value: Any) -> str:
+    """A value of the spec on one line, as YAML; a dash where there is none."""
+    return "–" if value is None else yaml.safe_dump(plain(value), default_flow_style=True, width=1000).split("\n...")[0].strip()
+
+
+def documentation(group: str, name: str) -> str:
+    return inspect.getdoc(registry.find(group, name).target) or ""
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def mp4(video: Tensor) -> bytes:
+    """A small inline video of ``f c h w``."""
+    return encode_mp4(video, FPS, max(1, -(-WIDTH // video.shape[-1])), CRF)
+
+
+def marks(scores: Mapping[str, Any], arm: str, number: int, prefix: str = "") -> list[tuple[str, bool]]:
+    """What was judged of one video, as (name, right)."""
+    return [(prefix + name, bool(scores[arm][name][number])) for name in MARKS if name in scores.get(arm, {})]
+
+
+def sample_rows(context: Context, judged: Mapping[str, Any]) -> Iterator[page.Row]:
+    """The first captions, each with the videos of every arm that there is."""
+    spec = context.spec
+    steps, few = spec["teacher_sampling.steps"], len(build.student_times(spec))
+    captions = judged["captions"][:CAPTIONS]
+    pixels, _ = build.World(spec).dataset.batch(range(len(captions)), SPLIT)
+    videos = {"real": ("truth", pixels)}
+    for arm, label, stage in (
+        (f"teacher_{steps}", f"teacher, {steps} steps", "sample_teacher"),
+        ("untrained", f"untrained, {few} steps", "sample"),
+        ("ode_init", f"ODE init, {few} steps", "sample"),
+        ("student", f"student, {few} steps", "sample"),
+    ):
+        path = context.inputs[stage] / f"{arm}.safetensors"
+        if path.is_file():
+            videos[arm] = (label, weights.read_tensors(path)[0]["videos"][:CAPTIONS])
+    for number, caption in enumerate(captions):
+        cells = [
+            page.Cell(label, mp4(arm_videos[number]), marks(judged["scores"], arm, number))
+            for arm, (label, arm_videos) in videos.items()
+        ]
+        yield page.Row(caption, cells)
+
+
+def rollout_rows(context: Context, judged: Mapping[str, Any]) -> Iterator[page.Row]:
+    """Whole long rollouts, marked at both ends; none of a student that does not stream."""
+    path = context.inputs["sample"] / "rollout.safetensors"
+    if path.is_file():
+        for number, video in enumerate(weights.read_tensors(path)[0]["whole"]):
+            ends = [(end, marks(judged["scores"], f"rollout_{end}", number)) for end in ("first", "last")]
+            found = [(f"{end} part", all(right for _, right in each)) for end, each in ends if each]
+            yield page.Row(judged["captions"][number], [page.Cell("student", mp4(video), found)])
+
+
+def trainings(context: Context) -> Iterator[tuple[str, page.Training]]:
+    """Curves of the stages that trained."""
+    spec = context.spec
+    losses = {"teacher": "teacher_training.loss", "ode_init": "ode_init.loss", "distill": "loss"}
+    sections = {"teacher": "teacher_training"}
+    for stage, loss in losses.items():
+        path = context.inputs.get(stage, Path()) / "curves.jsonl"
+        if stage in context.inputs and path.is_file():
+            name = spec[loss]["name"]
+            summary = documentation("loss", name).split("\n")[0]
+            rows = [json.loads(line) for line in path.read_text().splitlines()]
+            total = spec[sections.get(stage, stage)]["iterations"]
+            yield stage, page.Training(rows, total, f"{name}: {summary}")
+
+
+def stage_records(context: Context) -> Iterator[page.StageRecord]:
+    """Identity, inputs and time of every stage, and at the end of this one."""
+    for name, folder in context.inputs.items():
+        done, record = _json(folder / "DONE"), _json(folder / "record.json")
+        finished = (folder / "DONE").stat().st_mtime if done else None
+        yield page.StageRecord(
+            name, folder.name, tuple(record.get("inputs", ())), done.get("seconds"),
+            "" if finished is None else time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(finished)),
+            done.get("environment") or {},
+        )  # fmt: skip
+    yield page.StageRecord("report", context.folder.name, tuple(context.inputs), None, "this page, which reads all")
