@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import median
 
 WIDTH, HEIGHT = 360, 216
 LEFT, RIGHT, TOP, BOTTOM = 50, 12, 10, 38
@@ -102,13 +103,11 @@ class Graph:
 
 
 def number(value: float) -> str:
-    """Short text of an axis value: 0.002, 350, 3×10⁻⁵, 20k."""
+    """Short text of an axis value: 0.002, 350, 3×10⁻⁵."""
     if value == 0:
         return "0"
     size = math.floor(math.log10(abs(value)) + 1e-9)
-    if 4 <= size < 6 and value % 100 == 0:
-        return f"{value / 1000:g}k"
-    if -3 <= size < 4:
+    if -3 <= size < 5:
         return f"{value:.6g}"
     mantissa, power = value / 10**size, str(size).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
     return f"10{power}" if abs(mantissa - 1) < 1e-6 else f"{mantissa:.3g}×10{power}"
@@ -134,14 +133,11 @@ def log_ticks(low: float, high: float) -> list[float]:
     return ticks if len(ticks) <= 7 else ticks[:: math.ceil(len(ticks) / 6)]
 
 
-def running_mean(values: Sequence[float], window: int) -> list[float]:
-    """Mean over ``window`` values around each; fewer at the ends."""
-    total = [0.0]
-    for value in values:
-        total.append(total[-1] + value)
-    half, count = window // 2, len(values)
-    spans = ((max(0, i - half), min(count, i + half + 1)) for i in range(count))
-    return [(total[stop] - total[start]) / (stop - start) for start, stop in spans]
+def running_median(points: Sequence[Point], window: int, count: int = 2 * BINS) -> list[Point]:
+    """Medians over ``window`` points around each of about ``count`` points; over fewer at the ends."""
+    half, places = window // 2, range(0, len(points), max(1, len(points) // count))
+    chosen = [*places, *([len(points) - 1] if len(points) - 1 not in places else [])]
+    return [(points[i][0], median(y for _, y in points[max(0, i - half) : i + half + 1])) for i in chosen]
 
 
 def extremes(points: Sequence[Point], bins: int = BINS) -> list[Point]:
@@ -173,17 +169,17 @@ def curves(
     """A chart of curves, each a list of (step, value) with finite values only; None where there are none.
 
     The y axis is logarithmic where all values are positive and span a factor of 20 or more. A few stray values must not
-    flatten the rest: the axis covers the middle 99% of the raw values and all smoothed ones, the rest is cut at the frame.
+    flatten the rest: the axis covers the middle 99% of the values and all medians, the rest is cut at the frame.
     """
     series = {label: points for label, points in series.items() if points}
     if not series:
         return None
     window = max(1, max(len(points) for points in series.values()) // 40)
-    smooth = {label: _smooth(points, window) for label, points in series.items()}
+    smooth = {label: running_median(points, window) for label, points in series.items()}
     raw = sorted(y for points in series.values() for _, y in points)
     trim = len(raw) // 200
-    means = [y for points in smooth.values() for _, y in points]
-    low, high = min(raw[trim], *means), max(raw[-1 - trim], *means)
+    medians = [y for points in smooth.values() for _, y in points]
+    low, high = min(raw[trim], *medians), max(raw[-1 - trim], *medians)
     log = low > 0 and high / low >= LOG_FROM
     if not log:
         low = min(0.0, low) if low > 0 and low < 0.5 * high else low
@@ -201,16 +197,11 @@ def curves(
     first, last = (f"{smooth[label][i][1]:.3g}" for label in [next(iter(series))] for i in (0, -1))
     return Chart(
         title, x_label, y_label, log,
-        [Tick(x(v), number(v)) for v in nice_ticks(start, end, 4) if v == int(v)],
+        [Tick(x(v), number(v)) for v in nice_ticks(start, end) if v == int(v)],
         [Tick(y(v), number(v)) for v in ticks],
         lines, window, sum(not low <= value <= high for value in raw),
         f"{title}: {next(iter(series))} from {first} to {last}", note,
     )  # fmt: skip
-
-
-def _smooth(points: Sequence[Point], window: int) -> list[Point]:
-    means = running_mean([y for _, y in points], window)
-    return [(x, y) for (x, _), y in zip(points, means, strict=True)]
 
 
 def _line(
@@ -221,7 +212,7 @@ def _line(
     y: Callable[[float], float],
     single: bool,
 ) -> Line:
-    drawn = [(x(step), y(value)) for step, value in smooth[:: max(1, len(smooth) // (2 * BINS))]]
+    drawn = [(x(step), y(value)) for step, value in smooth]
     thin = [(x(step), y(value)) for step, value in extremes(points)] if single and len(points) >= 40 else []
     return Line(label, path(drawn), path(thin), drawn if len(points) < 20 else [])
 

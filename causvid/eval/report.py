@@ -50,6 +50,7 @@ class Cell:
     """One video of the page, with what was judged true of it."""
 
     label: str
+    detail: str
     mp4: bytes
     marks: Sequence[tuple[str, bool]] = ()
 
@@ -124,10 +125,10 @@ def headline(findings: Findings, equal: int | None) -> list[dict[str, str]]:
     ]
     share = student / teacher if student is not None and teacher else None
     tiles.append(("Student over teacher", digits(share, 3), "ratio of their ok", share))
-    for key, label in (("latency", "First frames sooner"), ("throughput", "Whole clip faster")):
+    for key, label, what in (("latency", "Latency ratio", "to the first frames"), ("throughput", "Throughput ratio", "whole clips")):
         value, other = t.get(f"{key}_ratio"), t.get(f"{key}_ratio_vs_{equal}")
-        detail = f"than the {full}-step teacher"
-        detail += f"; {ratio(other)} than at {equal} steps, its fewest of equal quality" if other is not None else ""
+        detail = f"{what}, against the {full}-step teacher"
+        detail += f"; {ratio(other)} against {equal} steps, its fewest of equal quality" if other is not None else ""
         tiles.append((label, ratio(value), detail, value))
     first, last = m.get("student.ok_first_tenth"), m.get("student.ok_last_tenth")
     value = f"{digits(first, 3)} → {digits(last, 3)}"
@@ -152,7 +153,7 @@ def latency(findings: Findings, judged: Sequence[Verdict], equal: int | None) ->
         if faster is None:
             continue
         found = verdict.get(steps)
-        quality = "full" if steps == full else "" if found is None else "equal" if found.equal else "; ".join(found.reasons)
+        quality = "the reference" if steps == full else "" if found is None else "equal" if found.equal else "; ".join(found.reasons)
         took = seconds(t["teacher_s"] if steps == full and t.get("teacher_s") is not None else clip * faster)
         rows.append({
             "label": f"teacher, {steps} steps", "kind": "equal" if steps == equal else "other", "first": took,
@@ -184,7 +185,9 @@ def training_charts(stage: str, training: Training) -> list[charts.Chart]:
 
 def stage_graph(stages: Sequence[StageRecord]) -> charts.Graph:
     """The stages in the order they ran; what the last one, the report, reads is not drawn: it reads all."""
-    rows = [(s.name, s.identity, seconds(s.seconds), s.finished, s.seconds) for s in stages]
+    rows = [
+        (s.name, s.identity, "" if s.name == "report" else seconds(s.seconds), s.finished, s.seconds) for s in stages
+    ]
     return charts.graph(rows, {stage.name: stage.inputs for stage in stages if stage.name != "report"})
 
 

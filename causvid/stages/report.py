@@ -20,7 +20,7 @@ from causvid.runs import Context
 from causvid.spec import Spec
 from causvid.stages.sample import SPLIT
 
-CAPTIONS, FPS, CRF = 6, 8, 20
+CAPTIONS, FPS, CRF, LONG_CRF = 6, 8, 20, 24
 WIDTH = 160  # pixels that a video is enlarged to, at least
 MARKS = ("colour", "shape", "direction")
 
@@ -91,9 +91,9 @@ def _json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
-def mp4(video: Tensor) -> bytes:
+def mp4(video: Tensor, crf: int = CRF) -> bytes:
     """A small inline video of ``f c h w``."""
-    return encode_mp4(video, FPS, max(1, -(-WIDTH // video.shape[-1])), CRF)
+    return encode_mp4(video, FPS, max(1, -(-WIDTH // video.shape[-1])), crf)
 
 
 def marks(scores: Mapping[str, Any], arm: str, number: int, prefix: str = "") -> list[tuple[str, bool]]:
@@ -107,19 +107,19 @@ def sample_rows(context: Context, judged: Mapping[str, Any]) -> Iterator[page.Ro
     steps, few = spec["teacher_sampling.steps"], len(build.student_times(spec))
     captions = judged["captions"][:CAPTIONS]
     pixels, _ = build.World(spec).dataset.batch(range(len(captions)), SPLIT)
-    videos = {"real": ("truth", pixels)}
-    for arm, label, stage in (
-        (f"teacher_{steps}", f"teacher, {steps} steps", "sample_teacher"),
-        ("untrained", f"untrained, {few} steps", "sample"),
-        ("ode_init", f"ODE init, {few} steps", "sample"),
-        ("student", f"student, {few} steps", "sample"),
+    videos = {"real": (("truth", "rendered"), pixels)}
+    for arm, label, count, stage in (
+        (f"teacher_{steps}", "teacher", steps, "sample_teacher"),
+        ("untrained", "untrained", few, "sample"),
+        ("ode_init", "ODE init", few, "sample"),
+        ("student", "student", few, "sample"),
     ):
         path = context.inputs[stage] / f"{arm}.safetensors"
         if path.is_file():
-            videos[arm] = (label, weights.read_tensors(path)[0]["videos"][:CAPTIONS])
+            videos[arm] = ((label, f"{count} step{'s' * (count != 1)}"), weights.read_tensors(path)[0]["videos"][:CAPTIONS])
     for number, caption in enumerate(captions):
         cells = [
-            page.Cell(label, mp4(arm_videos[number]), marks(judged["scores"], arm, number))
+            page.Cell(*label, mp4(arm_videos[number]), marks(judged["scores"], arm, number))
             for arm, (label, arm_videos) in videos.items()
         ]
         yield page.Row(caption, cells)
@@ -132,7 +132,8 @@ def rollout_rows(context: Context, judged: Mapping[str, Any]) -> Iterator[page.R
         for number, video in enumerate(weights.read_tensors(path)[0]["whole"]):
             ends = [(end, marks(judged["scores"], f"rollout_{end}", number)) for end in ("first", "last")]
             found = [(f"{end} part", all(right for _, right in each)) for end, each in ends if each]
-            yield page.Row(judged["captions"][number], [page.Cell("student", mp4(video), found)])
+            caption = judged["captions"][number]
+            yield page.Row(caption, [page.Cell("student", caption, mp4(video, LONG_CRF), found)])
 
 
 def trainings(context: Context) -> Iterator[tuple[str, page.Training]]:
