@@ -16,7 +16,7 @@ LEFT, RIGHT, TOP, BOTTOM = 50, 12, 10, 38
 ROW, LABELS = 24, 128  # height of a row of an interval chart, width of its labels
 STAGE_ROW, GUTTER = 42, 62  # height of a stage, width of the lines between stages
 BINS = 150  # of which the thin line shows the lowest and the highest value, where there are more points than this
-LOG_FROM = 20  # highest over lowest value from which an axis is logarithmic
+LOG_FROM = 10  # highest over lowest value from which an axis is logarithmic
 
 Point = tuple[float, float]
 
@@ -168,16 +168,18 @@ def curves(
 ) -> Chart | None:
     """A chart of curves, each a list of (step, value) with finite values only; None where there are none.
 
-    The y axis is logarithmic where all values are positive and span a factor of 20 or more. A few stray values must not
-    flatten the rest: the axis covers the middle 99% of the values and all medians, the rest is cut at the frame.
+    The y axis is logarithmic where all values are positive and span a factor of LOG_FROM or more. A few stray values
+    must not flatten the rest: the axis covers the middle 99% and all medians, what is beyond is cut at the frame.
     """
     series = {label: points for label, points in series.items() if points}
     if not series:
         return None
-    window = max(1, max(len(points) for points in series.values()) // 40)
+    window = max(len(points) for points in series.values()) // 25 or 1
     smooth = {label: running_median(points, window) for label, points in series.items()}
-    raw = sorted(y for points in series.values() for _, y in points)
-    trim = len(raw) // 200
+    thin = len(series) == 1 and window > 1
+    # Where only medians are drawn, only medians need room.
+    raw = sorted(y for points in (series if thin else smooth).values() for _, y in points)
+    trim = len(raw) // 200 if thin else 0
     medians = [y for points in smooth.values() for _, y in points]
     low, high = min(raw[trim], *medians), max(raw[-1 - trim], *medians)
     log = low > 0 and high / low >= LOG_FROM
@@ -191,8 +193,11 @@ def curves(
     end = max(total - 1 if total else 0, max(points[-1][0] for points in series.values()), start + 1)
     x = _scale(start, end, LEFT, WIDTH - RIGHT)
     y = _scale(low, high, HEIGHT - BOTTOM, TOP, log)
-    single = len(series) == 1
-    lines = [_line(label, points, smooth[label], x, y, single) for label, points in series.items()]
+    lines = []
+    for label, points in series.items():
+        drawn = [(x(step), y(value)) for step, value in smooth[label]]
+        single = path([(x(step), y(value)) for step, value in extremes(points)]) if thin else ""
+        lines.append(Line(label, path(drawn), single, drawn if len(points) < 20 else []))
     ticks = log_ticks(low, high) if log else nice_ticks(low, high)
     first, last = (f"{smooth[label][i][1]:.3g}" for label in [next(iter(series))] for i in (0, -1))
     return Chart(
@@ -204,27 +209,12 @@ def curves(
     )  # fmt: skip
 
 
-def _line(
-    label: str,
-    points: Sequence[Point],
-    smooth: Sequence[Point],
-    x: Callable[[float], float],
-    y: Callable[[float], float],
-    single: bool,
-) -> Line:
-    drawn = [(x(step), y(value)) for step, value in smooth]
-    thin = [(x(step), y(value)) for step, value in extremes(points)] if single and len(points) >= 40 else []
-    return Line(label, path(drawn), path(thin), drawn if len(points) < 20 else [])
-
-
 def _scale(low: float, high: float, start: float, stop: float, log: bool = False) -> Callable[[float], float]:
     """Values to drawing units, held within the frame."""
 
     def place(value: float) -> float:
-        if log:
-            share = math.log(max(value, low) / low) / math.log(high / low)
-        else:
-            share = (value - low) / (high - low)
+        a, b, c = (math.log(v) for v in (low, high, max(value, low))) if log else (low, high, value)
+        share = (c - a) / (b - a)
         return start + min(1.0, max(0.0, share)) * (stop - start)
 
     return place
@@ -253,9 +243,7 @@ def intervals(
     return Intervals(title, x_label, TOP + len(rows) * ROW + BOTTOM, ticks, drawn)
 
 
-def graph(
-    stages: Sequence[tuple[str, str, str, str, float | None]], edges: Mapping[str, Sequence[str]]
-) -> Graph:
+def graph(stages: Sequence[tuple[str, str, str, str, float | None]], edges: Mapping[str, Sequence[str]]) -> Graph:
     """Lay out (name, identity, time, finished, seconds) in order; ``edges`` maps a stage to what it reads."""
     longest = max([seconds or 0 for *_, seconds in stages], default=0) or 1
     place = {name: 16 + i * STAGE_ROW for i, (name, *_) in enumerate(stages)}

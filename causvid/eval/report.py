@@ -31,18 +31,19 @@ from causvid.eval.tables import (
     verdicts,
 )
 
-TEMPLATE = Path(__file__).with_name("report.html.j2")
+TEMPLATE, STYLE = (Path(__file__).with_name(name) for name in ("report.html.j2", "report.css"))
 
 # What is drawn along the y axis of a logged number, and a word on how to read it.
 AXES = {
     "loss": ("loss", ""),
     "gradient_norm": ("L2 norm, before clipping", ""),
-    "x0_error": ("mean squared error of x0", "by band of the noise level t, which begins at the value given"),
-    "gradient": ("rms over elements", "what moves the student: fake minus real score, normalised"),
-    "normaliser": ("mean absolute distance", "of the student's samples from the real score's estimate"),
-    "fake_score_loss": ("denoising loss", "of the fake score on the student's samples, at its last update of each turn"),
-    "discriminator_loss": ("loss", "of the discriminator, at its last update of each turn"),
+    "x0_error": ("mean squared error of x0", "By band of the noise level t, from the value given up to the next."),
+    "gradient": ("rms over elements", "What moves the student: fake minus real score, normalised."),
+    "normaliser": ("mean absolute distance", "Of the student's samples from the real score's estimate."),
+    "fake_score_loss": ("denoising loss", "On the student's samples, at the last update of each turn."),
+    "discriminator_loss": ("loss", "At the last update of each turn."),
 }
+DMD_LOSS = "For DMD half the mean square of its gradient: no distance to a goal, so it need not fall."
 
 
 @dataclass(frozen=True)
@@ -125,11 +126,11 @@ def headline(findings: Findings, equal: int | None) -> list[dict[str, str]]:
     ]
     share = student / teacher if student is not None and teacher else None
     tiles.append(("Student over teacher", digits(share, 3), "ratio of their ok", share))
-    for key, label, what in (("latency", "Latency ratio", "to the first frames"), ("throughput", "Throughput ratio", "whole clips")):
+    for key, what in (("latency", "to the first frames"), ("throughput", "whole clips")):
         value, other = t.get(f"{key}_ratio"), t.get(f"{key}_ratio_vs_{equal}")
         detail = f"{what}, against the {full}-step teacher"
         detail += f"; {ratio(other)} against {equal} steps, its fewest of equal quality" if other is not None else ""
-        tiles.append((label, ratio(value), detail, value))
+        tiles.append((f"{key.capitalize()} ratio", ratio(value), detail, value))
     first, last = m.get("student.ok_first_tenth"), m.get("student.ok_last_tenth")
     value = f"{digits(first, 3)} → {digits(last, 3)}"
     length = f"of rollouts {findings.rollout_factor}× the training length"
@@ -153,13 +154,19 @@ def latency(findings: Findings, judged: Sequence[Verdict], equal: int | None) ->
         if faster is None:
             continue
         found = verdict.get(steps)
-        quality = "the reference" if steps == full else "" if found is None else "equal" if found.equal else "; ".join(found.reasons)
+        quality = "the reference" if steps == full else "" if found is None else _said(found, equal)
         took = seconds(t["teacher_s"] if steps == full and t.get("teacher_s") is not None else clip * faster)
         rows.append({
-            "label": f"teacher, {steps} steps", "kind": "equal" if steps == equal else "other", "first": took,
+            "label": f"teacher, {steps} steps", "kind": "equal" if steps == equal != full else "other", "first": took,
             "clip": took, "sooner": ratio(sooner), "faster": ratio(faster), "quality": quality,
         })  # fmt: skip
     return rows
+
+
+def _said(verdict: Verdict, equal: int | None) -> str:
+    if not verdict.equal:
+        return "; ".join(verdict.reasons)
+    return "equal, and the fewest steps that are" if verdict.steps == equal else "equal"
 
 
 def training_charts(stage: str, training: Training) -> list[charts.Chart]:
@@ -178,8 +185,9 @@ def training_charts(stage: str, training: Training) -> list[charts.Chart]:
     for name in order:
         title = "student loss" if stage == "distill" and name == "loss" else name.replace("_", " ")
         axis = AXES.get(name) or (AXES["gradient_norm"] if name.endswith("gradient_norm") else ("value", ""))
+        note = DMD_LOSS if name == "loss" and "gradient" in grouped else axis[1]
         step = "update of the student" if stage == "distill" else "training step"
-        drawn.append(charts.curves(title[0].upper() + title[1:], axis[0], step, grouped[name], training.total, axis[1]))
+        drawn.append(charts.curves(title[0].upper() + title[1:], axis[0], step, grouped[name], training.total, note))
     return [chart for chart in drawn if chart]
 
 

@@ -27,39 +27,35 @@ class Measure:
     meaning: str
 
 
-TABLES: tuple[tuple[str, tuple[Measure, ...]], ...] = (
-    (
-        "Is the caption true?",
-        (
-            Measure("ok", "ok", "share", 3, "share of videos whose colour, shape and direction are all as captioned"),
-            Measure("colour", "colour", "share", 3, "share whose shape has the captioned colour"),
-            Measure("shape", "shape", "share", 3, "share whose coverage fits the captioned kind of shape"),
-            Measure("direction", "direction", "share", 3, "share that move in the captioned direction"),
-        ),
+CAPTION = (
+    Measure("ok", "ok", "share", 3, "share of videos whose colour, shape and direction are all as captioned"),
+    Measure("colour", "colour", "share", 3, "share whose shape has the captioned colour"),
+    Measure("shape", "shape", "share", 3, "share whose coverage fits the captioned kind of shape"),
+    Measure("direction", "direction", "share", 3, "share that move in the captioned direction"),
+)
+PICTURE = (
+    Measure("fidelity", "fidelity", "dB", 1, "PSNR against the clean rendering of what was fitted; higher is better"),
+    Measure(
+        "contrast", "contrast", "ratio", 2, "amplitude of the ground's texture over the true one; 0 is blurred away"
     ),
-    (
-        "Is it drawn and does it move as in the world?",
-        (
-            Measure("fidelity", "fidelity", "dB", 1, "PSNR against the clean rendering of the fitted state, ground included; higher is better"),
-            Measure("contrast", "contrast", "ratio", 2, "amplitude of the ground's texture over the true one: 1 is sharp, 0 is blurred away"),
-            Measure("overlap", "overlap", "IoU", 3, "how well the seen shape covers the best-fitting template; 1 is best"),
-            Measure("trajectory", "trajectory", "px", 2, "rms distance of the shape's centre from uniform straight motion; 0 is best"),
-            Measure("speed", "speed", "px/frame", 2, "fitted speed; right where it is the real data's, neither high nor low"),
-        ),
-    ),
-    (
-        "Is the set as varied as the world?",
-        (
-            Measure("size_gap", "size", "gap", 3, "distance of the sizes from their true law"),
-            Measure("speed_gap", "speed", "gap", 3, "distance of the speeds from their true law"),
-            Measure("ground_gap", "ground", "gap", 3, "distance of the ground's grey levels from their true law"),
-            Measure("start_gap", "start", "gap", 3, "distance of the starting places from their true law, mean of x and y"),
-        ),
-    ),
-)  # fmt: skip
+    Measure("overlap", "overlap", "IoU", 3, "how well the seen shape covers the best-fitting template; 1 is best"),
+    Measure("trajectory", "trajectory", "px", 2, "rms distance of the shape from uniform straight motion; 0 is best"),
+    Measure("speed", "speed", "px/frame", 2, "fitted speed; right where it is the real data's, neither high nor low"),
+)
+SET = (
+    Measure("size_gap", "size", "gap", 3, "distance of the sizes from their true law"),
+    Measure("speed_gap", "speed", "gap", 3, "distance of the speeds from their true law"),
+    Measure("ground_gap", "ground", "gap", 3, "distance of the ground's grey levels from their true law"),
+    Measure("start_gap", "start", "gap", 3, "distance of the starting places from their true law"),
+)
+TABLES = (
+    ("Is the caption true?", CAPTION),
+    ("Is it drawn and does it move as in the world?", PICTURE),
+    ("Is the set as varied as the world?", SET),
+)
 GAP_NOTE = (
     "A gap is the Wasserstein-1 distance from the true law, in units of its range; 0 is best, and a finite set of real "
-    "videos has one too: the first row is the floor. A student that makes few kinds of video has large gaps (mode loss)."
+    "videos has one too: the first row is the floor. A student that makes few kinds of video has large gaps."
 )
 FREE = ("size", "ground", "start_x", "start_y")  # judged as gaps over the set; their means say nothing
 
@@ -129,6 +125,8 @@ def seconds(value: float | None) -> str:
     """Readable duration."""
     if value is None:
         return "unknown"
+    if value < 1:
+        return f"{1000 * value:.0f} ms"
     if value < 100:
         return f"{value:.2f} s" if value < 10 else f"{value:.0f} s"
     minutes, rest = divmod(round(value), 60)
@@ -145,7 +143,8 @@ def tables(metrics: Metrics, full: int) -> list[dict[str, Any]]:
     shown = arms(metrics, full)
     known = {measure.key for _, group in TABLES for measure in group} | set(FREE)
     other = dict.fromkeys(key.split(".", 1)[1] for key in metrics if "." in key)
-    rest = [key for key in other if not key.endswith((".low", ".high")) and key not in known and not key.startswith("ok_")]
+    known |= {"ok_first_tenth", "ok_last_tenth"}  # of the student: rows of their own
+    rest = [key for key in other if key not in known and not key.endswith((".low", ".high"))]
     groups = [*TABLES, ("Other measures", tuple(Measure(key, key.replace("_", " "), "", 3, "") for key in rest))]
     out = []
     for title, group in groups:

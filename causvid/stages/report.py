@@ -39,7 +39,7 @@ class Report:
         return ("teacher", *ode, "distill", "sample_teacher", "sample", "evaluate")
 
     def outside(self, spec: Spec) -> tuple[Path, ...]:
-        return (page.TEMPLATE,)
+        return (page.TEMPLATE, page.STYLE)
 
     def run(self, context: Context) -> None:
         spec = context.spec
@@ -80,7 +80,8 @@ def plain(value: Any) -> Any:
 
 def short(value: Any) -> str:
     """A value of the spec on one line, as YAML; a dash where there is none."""
-    return "–" if value is None else yaml.safe_dump(plain(value), default_flow_style=True, width=1000).split("\n...")[0].strip()
+    text = yaml.safe_dump(plain(value), default_flow_style=True, width=1000)
+    return "–" if value is None else text.removesuffix("...\n").strip()
 
 
 def documentation(group: str, name: str) -> str:
@@ -116,7 +117,8 @@ def sample_rows(context: Context, judged: Mapping[str, Any]) -> Iterator[page.Ro
     ):
         path = context.inputs[stage] / f"{arm}.safetensors"
         if path.is_file():
-            videos[arm] = ((label, f"{count} step{'s' * (count != 1)}"), weights.read_tensors(path)[0]["videos"][:CAPTIONS])
+            tensors, _ = weights.read_tensors(path)
+            videos[arm] = ((label, f"{count} step{'s' * (count != 1)}"), tensors["videos"][:CAPTIONS])
     for number, caption in enumerate(captions):
         cells = [
             page.Cell(*label, mp4(arm_videos[number]), marks(judged["scores"], arm, number))
