@@ -165,6 +165,11 @@ def student_times(spec: Spec) -> list[float]:
     return times
 
 
+def discriminator(spec: Spec) -> torch.nn.Module:
+    """The discriminator of the spec, on its network's features."""
+    return construct(spec["distill.discriminator"], dim=spec["model"]["dim"], layers=spec["model"]["layers"])
+
+
 def stored_times(spec: Spec) -> torch.Tensor:
     """Times of the trajectory states that ``ode_pairs`` stores: those of every step count in ``keep``, and 0.
 
@@ -192,6 +197,8 @@ def check(spec: Spec) -> None:
     with torch.device("meta"):
         network(spec, world, causal_rule(spec))
         network(spec, world, teacher_rule(spec))
+    if "discriminator" in construct(spec["loss"]).players:
+        discriminator(spec)
     for path in ("loss", "student.input", "teacher_sampling", "teacher_training.loss", "ode_init.loss"):
         construct(spec[path])
     construct(spec["student.sampler"], times=student_times(spec))

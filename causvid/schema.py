@@ -16,6 +16,11 @@ def component(group: str, default: Any = MISSING) -> Any:
     return field(default=default, metadata={"group": group})
 
 
+def number(default: Any = MISSING, *, least: float, most: float = float("inf")) -> Any:
+    """A field that holds a number, or numbers, within bounds."""
+    return field(default=default, metadata={"least": least, "most": most})
+
+
 @dataclass(frozen=True)
 class World:
     """What is generated: data, latents and text."""
@@ -38,13 +43,13 @@ class Causal:
 class Training:
     """A training run. ``decay`` ends at 0; ``ema`` 0 keeps no average; ``gradient_clip`` 0 does not clip."""
 
-    iterations: int
-    batch: int = 32
+    iterations: int = number(least=1)
+    batch: int = number(32, least=1)
     optimizer: Any = component("optimizer", "adamw")
-    warmup: int = 0
+    warmup: int = number(0, least=0)
     decay: Literal["constant", "cosine"] = "constant"
-    ema: float = 0.0
-    gradient_clip: float = 10.0
+    ema: float = number(0.0, least=0, most=1)
+    gradient_clip: float = number(10.0, least=0)
     activation_checkpointing: bool = False
 
 
@@ -55,7 +60,7 @@ class TeacherTraining(Training):
     ``start``: kind of shipped teacher whose weights the training starts from; default fresh ones.
     """
 
-    iterations: int = 0
+    iterations: int = number(0, least=0)
     weights: Literal["shipped", "train"] = "shipped"
     start: str | None = None
     loss: Any = component("loss", "flow_matching")
@@ -65,10 +70,10 @@ class TeacherTraining(Training):
 class OdePairs:
     """``steps`` Euler steps of the teacher; the states that students of ``keep`` steps start from are stored."""
 
-    count: int
-    steps: int = 48
-    keep: Sequence[int] = (1, 2, 3, 4)
-    batch: int = 32
+    count: int = number(least=1)
+    steps: int = number(48, least=1)
+    keep: Sequence[int] = number((1, 2, 3, 4), least=1)
+    batch: int = number(32, least=1)
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,7 @@ class Student:
     """The few-step student: ``steps`` is a count (a uniform grid, shifted) or a list of times."""
 
     steps: int | Sequence[float] = 4
-    shift: float = 1.0
+    shift: float = number(1.0, least=1e-3)
     input: Any = component("student_input", "data")
     sampler: Any = component("sampler", "rollout")
     causal: bool = True
@@ -93,7 +98,7 @@ class Student:
 class Distill(Training):
     """``critic_updates`` of every other player before each update of the student."""
 
-    critic_updates: int = 5
+    critic_updates: int = number(5, least=0)
     critic_optimizer: Any = component("optimizer", "adamw")
     discriminator: Any = component("discriminator", "feature_head")
 
@@ -103,21 +108,21 @@ class Evaluation:
     """``samples`` held-out (caption, noise) pairs; long rollouts are ``rollout_factor`` times the training length."""
 
     metrics: Sequence[Any] = component("metric", ("shapes_truth",))
-    samples: int = 256
-    teacher_steps: Sequence[int] = (4, 8, 16)
-    rollout_factor: int = 10
-    rollout_samples: int = 64
-    batch: int = 64
+    samples: int = number(256, least=1)
+    teacher_steps: Sequence[int] = number((4, 8, 16), least=1)
+    rollout_factor: int = number(10, least=1)
+    rollout_samples: int = number(64, least=1)
+    batch: int = number(64, least=1)
 
 
 @dataclass(frozen=True)
 class Runtime:
     """How to run, not what: outside every hash. ``threads`` 0 takes every core."""
 
-    threads: int = 0
+    threads: int = number(0, least=0)
     device: str = "cpu"
     loggers: Sequence[Any] = component("logger", ("jsonl",))
-    checkpoint_seconds: float = 30.0
+    checkpoint_seconds: float = number(30.0, least=0)
 
 
 @dataclass(frozen=True)

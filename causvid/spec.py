@@ -7,7 +7,6 @@ hashed is what is run.
 
 from __future__ import annotations
 
-import os
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -171,7 +170,6 @@ def load(name: str, overrides: Sequence[str] = ()) -> Spec:
     if overrides:
         base = base if base is not None else dict(data)
         data = with_overrides(data, overrides)
-    data = with_overrides(data, [f"runtime.{o}" for o in os.environ.get("CAUSVID_RUNTIME", "").split() if o])
     return complete(data, spec_name(path), base)
 
 

@@ -61,6 +61,8 @@ def section(schema: type, data: Any, path: str, errors: list[str]) -> dict[str, 
         if is_dataclass(value) and not isinstance(value, type):
             value = {g.name: getattr(value, g.name) for g in fields(value)}
         group = f.metadata.get("group")
+        if group and isinstance(value, Mapping) and "name" not in value and isinstance(f.default, str):
+            value = {"name": f.default, **value}  # options alone are options of the default component
         if is_dataclass(hints[key]):
             out[key] = section(typing.cast(type, hints[key]), value, where, errors)
         elif group and typing.get_origin(hints[key]) is not None:
@@ -69,7 +71,15 @@ def section(schema: type, data: Any, path: str, errors: list[str]) -> dict[str, 
             out[key] = _component(group, value, where, errors)
         else:
             out[key] = _value(hints[key], value, where, errors)
+            _check_bounds(out[key], f.metadata, where, errors)
     return out
+
+
+def _check_bounds(value: Any, metadata: Mapping[str, Any], path: str, errors: list[str]) -> None:
+    for item in value if isinstance(value, list) else [value]:
+        if "least" in metadata and isinstance(item, (int, float)) and not metadata["least"] <= item <= metadata["most"]:
+            most = "" if metadata["most"] == float("inf") else f" and at most {metadata['most']:g}"
+            errors.append(f"{path}: must be at least {metadata['least']:g}{most}, got {item}")
 
 
 def _unknown(path: str, key: str, known: Iterable[str]) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from statistics import median
 
 WIDTH, HEIGHT = 360, 216
-LEFT, RIGHT, TOP, BOTTOM = 50, 12, 10, 38
+LEFT, RIGHT, TOP, BOTTOM = 62, 12, 10, 38
 ROW, LABELS = 24, 128  # height of a row of an interval chart, width of its labels
 STAGE_ROW, GUTTER = 42, 62  # height of a stage, width of the lines between stages
 BINS = 150  # of which the thin line shows the lowest and the highest value, where there are more points than this

@@ -135,7 +135,9 @@ def seconds(value: float | None) -> str:
 
 def ratio(value: float | None) -> str:
     """Text of a ratio, as in 4.5×."""
-    return "–" if value is None else f"{value:.1f}×" if value < 100 else f"{value:.0f}×"
+    if value is None:
+        return "–"
+    return f"{value:.{2 if value < 2 else 1 if value < 100 else 0}f}×"
 
 
 def tables(metrics: Metrics, full: int) -> list[dict[str, Any]]:

@@ -118,9 +118,7 @@ def networks(context: Context, world: build.World, players: tuple[str, ...]) -> 
         "fake_score": fake_score.train(),
     }
     if "discriminator" in players:
-        model = spec["model"]
-        head = build.construct(spec["distill.discriminator"], dim=model["dim"], layers=model["layers"])
-        nets["discriminator"] = head.train()
+        nets["discriminator"] = build.discriminator(spec).train()
     return nets
 
 

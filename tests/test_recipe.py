@@ -1,0 +1,156 @@
+"""The whole recipe at toy size: what runs, what is skipped, what comes out, and that a stop changes nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import av
+import pytest
+from toy import toy_spec
+
+from causvid import experiment, generation, runs, spec, training
+from causvid.errors import UserError
+
+ALL = ["teacher", "ode_pairs", "ode_init", "distill", "sample_teacher", "sample", "evaluate", "report"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("recipe")
+
+
+@pytest.fixture(scope="module")
+def first(folder):
+    return experiment.run(toy_spec(folder), [], folder / "runs")
+
+
+def test_a_first_run_does_everything_and_reports(first):
+    assert sorted(first.executed) == sorted(ALL) and first.skipped == []
+    assert first.report.is_file()
+    for key in ("teacher.ok", "untrained.ok", "ode_init.ok", "student.ok"):
+        assert 0 <= first.metrics[key] <= 1
+    assert {"student.ok_first_tenth", "student.ok_last_tenth"} <= set(first.metrics)
+    assert first.timings["latency_ratio"] > 0 and first.timings["throughput_ratio"] > 0
+    assert first.metrics["real.ok"] == 1
+
+
+def test_a_second_run_does_nothing(first, folder):
+    again = experiment.run(toy_spec(folder), [], folder / "runs")
+    assert again.executed == [] and again.metrics == first.metrics
+
+
+def test_fewer_steps_run_again_only_what_depends_on_them(first, folder):
+    changed = experiment.run(toy_spec(folder), ["student.steps=2"], folder / "runs")
+    assert changed.skipped == ["teacher", "ode_pairs", "sample_teacher"]
+    assert sorted(changed.executed) == ["distill", "evaluate", "ode_init", "report", "sample"]
+    reasons = {row["stage"]: row["state"] for row in experiment.explain(toy_spec(folder), ["seed=5"], folder / "runs")}
+    assert reasons["ode_pairs"].startswith("would run: teacher is new")
+    assert "seed: 0 -> 5" in reasons["distill"]
+
+
+def test_without_ode_init_its_stages_are_pruned(first, folder):
+    outcome = experiment.run(toy_spec(folder, "init: teacher"), [], folder / "runs")
+    assert not {"ode_pairs", "ode_init"} & {*outcome.executed, *outcome.skipped}
+    assert outcome.report.is_file() and "ode_init.ok" not in outcome.metrics
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        "student: {causal: false, sampler: few_step, input: backward_simulation}",
+        "causal: {mask: {name: sink_window, block_frames: 2, window_frames: 2, sink_frames: 1}, position: window_relative}",
+        "loss: {name: sum, of: [dmd, {name: gan, r1: 1.0}], weights: [1, 0.1]}\nstudent: {input: self_rollout}\n"
+        "distill: {discriminator: {taps: 1}}",
+        "teacher: causal\ninit: random\nstudent: {input: {name: data, context: clean}}",
+        "world: {codec: identity}",
+    ],
+)
+def test_variants_run_end_to_end(extra, tmp_path):
+    outcome = experiment.run(toy_spec(tmp_path, extra), [], tmp_path / "runs")
+    assert outcome.report.is_file() and 0 <= outcome.metrics["student.ok"] <= 1
+
+
+def test_generate_streams_ten_times_the_training_length(first, folder):
+    out = generation.generate(
+        "a red circle moves left", toy_spec(folder), folder / "long.mp4", 110, 0, 8, 4, folder / "runs"
+    )
+    with av.open(str(out)) as video:
+        frames = [frame for frame in video.decode(video=0)]
+    assert len(frames) == 110 and (frames[0].width, frames[0].height) == (128, 128)
+    by_folder = generation.generate("a red circle moves left", str(first.run), folder / "b.mp4", None, 0, 8, 4, folder)
+    assert by_folder.is_file()
+
+
+def test_generate_refuses_what_it_cannot_do(first, folder):
+    with pytest.raises(UserError, match="unknown word 'purple'"):
+        generation.generate("a purple circle moves left", str(first.run), folder / "x.mp4", None, 0, 8, 4, folder)
+    with pytest.raises(UserError, match="run it first"):
+        generation.generate("a red circle moves left", toy_spec(folder), folder / "x.mp4", None, 0, 8, 4, folder / "no")
+    assert not (folder / "x.mp4").exists()
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("stage", ["teacher", "ode_init", "distill"])
+def test_a_stopped_training_continues_to_the_same_bytes(stage, first, folder, tmp_path, monkeypatch):
+    def result(root):
+        nodes = experiment.plan(spec.load(toy_spec(folder)), "distill")
+        node = next(node for node in nodes if node.name == stage)
+        return runs.Store(root).folder(node), nodes
+
+    arm = spec.load(toy_spec(folder))
+    store = runs.Store(tmp_path / "runs")
+    after = training.Session.after
+
+    def stop(self, step, *arguments, **numbers):
+        after(self, step, *arguments, **numbers)
+        if step == 1 and self._context.folder.parent.name == stage:
+            raise Killed
+
+    monkeypatch.setattr(training.Session, "after", stop)
+    path, nodes = result(tmp_path / "runs")
+    with pytest.raises(Killed):
+        store.execute(nodes, arm, print)
+    assert not (path / "DONE").exists() and (path / "checkpoint.safetensors").exists()
+    monkeypatch.undo()
+    store.execute(nodes, arm, print)
+    wanted, _ = result(folder / "runs")
+    assert (path / "weights.safetensors").read_bytes() == (wanted / "weights.safetensors").read_bytes()
+    steps = [json.loads(line)["step"] for line in (path / "curves.jsonl").read_text().splitlines()]
+    assert steps == list(range(len(steps)))
+
+
+@pytest.mark.slow
+def test_kill_nine_at_any_moment_changes_nothing(first, folder, tmp_path):
+    """Kill the run again and again, later each time, until it gets through; every stage is hit on the way."""
+    command = [sys.executable, "-m", "causvid.cli", "run", toy_spec(folder), "--runs", str(tmp_path / "runs"), "--json"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    kills = 0
+    wait = 4.0
+    while True:
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        try:
+            process.wait(timeout=wait)
+            break
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+            wait += 1.5
+            time.sleep(0.05)
+    assert process.returncode == 0 and kills >= 3
+    arm = spec.load(toy_spec(folder))
+    for node in experiment.plan(arm):
+        ours, wanted = runs.Store(tmp_path / "runs").folder(node), runs.Store(folder / "runs").folder(node)
+        for name in ("weights.safetensors", "metrics.json", "fake_score.safetensors"):
+            if (wanted / name).exists():
+                assert (ours / name).read_bytes() == (wanted / name).read_bytes(), f"{node.name}/{name}"
+    assert json.loads((Path(ours) / "DONE").read_text())["stage"] == "report"
