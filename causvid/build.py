@@ -201,7 +201,13 @@ def check(spec: Spec) -> None:
         discriminator(spec)
     for path in ("loss", "student.input", "teacher_sampling", "teacher_training.loss", "ode_init.loss"):
         construct(spec[path])
-    construct(spec["student.sampler"], times=student_times(spec))
+    sampler = construct(spec["student.sampler"], times=student_times(spec))
+    if spec["student.causal"] and not hasattr(sampler, "stream"):
+        raise UserError(f"student.sampler: '{spec['student.sampler.name']}' does not stream, as a causal student must")
+    if not isinstance(spec["teacher_sampling"].get("steps"), int):
+        raise UserError("teacher_sampling.steps: expected a count, by which the teacher's samples are named")
+    if spec["evaluation.rollout_samples"] > spec["evaluation.samples"]:
+        raise UserError("evaluation.rollout_samples: at most evaluation.samples, whose captions they take")
     teacher_files(spec)
     if spec["init"]["name"] == "ode":
         state_indices(stored_times(spec), [*student_times(spec), 0.0])

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from causvid import weights
+from causvid.errors import UserError
 
 
 def save(path: Path, tree: dict[str, Any]) -> None:
@@ -25,6 +26,8 @@ def load(path: Path) -> dict[str, Any]:
         UserError: the file is damaged.
     """
     tensors, metadata = weights.read_tensors(path)
+    if "tree" not in metadata:
+        raise UserError(f"{path} is not a checkpoint")
     return _put_together(json.loads(metadata["tree"]), tensors)
 
 

@@ -22,7 +22,10 @@ def student_of(name: str, root: Path) -> tuple[Spec, Path]:
         UserError: no such run, or one that has not finished distillation.
     """
     if (Path(name) / "record.json").is_file():
-        values = json.loads((Path(name) / "record.json").read_text())["values"]
+        try:
+            values = json.loads((Path(name) / "record.json").read_text())["values"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{name}/record.json is damaged: {error}; run the spec again") from error
         spec, store = specs.complete(values, name), runs.Store(Path(name).resolve().parent.parent)
     else:
         spec, store = specs.load(name), runs.Store(root.resolve())

@@ -133,9 +133,11 @@ def find(group: str, name: str) -> Component:
     if ":" in name:
         module, _, attribute = name.partition(":")
         try:
-            return Component(group, name, getattr(importlib.import_module(module), attribute))
-        except (ImportError, AttributeError) as error:
-            raise UnknownName(f"{group} '{name}' can't be imported: {error}") from error
+            target = getattr(importlib.import_module(module), attribute)
+            inspect.signature(target)
+        except Exception as error:  # whatever that module raises is for its author to read
+            raise UnknownName(f"{group} '{name}' can't be imported: {type(error).__name__}: {error}") from error
+        return Component(group, name, target)
     known = components(group)
     if name not in known:
         raise UnknownName(f"unknown {group} '{name}'{did_you_mean(name, known)}; accepted: {', '.join(known)}")

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from causvid import registry, weights
+from causvid.errors import UserError
 from causvid.spec import Spec
 from causvid.validate import Bound
 
@@ -138,19 +139,21 @@ def sources(stage: Stage, values: Mapping[str, Any]) -> dict[str, str]:
 
 @cache
 def _module_source(module: str) -> tuple[str, tuple[str, ...]]:
-    """(digest of the syntax tree without comments and docstrings, causvid modules it imports)."""
+    """(digest of the syntax tree without comments and docstrings, modules of causvid and of its package it imports)."""
     spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
-        raise ValueError(f"the source of module {module} can't be found, so its results can't be told apart")
+        raise UserError(f"the source of module {module} can't be found, so its results can't be told apart")
+    package = module if spec.submodule_search_locations is not None else module.rpartition(".")[0]
     tree = ast.parse(Path(spec.origin).read_bytes())
     imports: list[str] = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             imports += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            imports += [f"{node.module}.{alias.name}" for alias in node.names]
-            imports.append(node.module)
-    own = sorted({name for name in imports if name.startswith("causvid.") and _is_module(name)})
+        elif isinstance(node, ast.ImportFrom):
+            source = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+            imports += [source, *(f"{source}.{alias.name}" for alias in node.names)]
+    roots = ("causvid.", module.partition(".")[0] + ".")
+    own = sorted({name for name in imports if name.startswith(roots) and _is_module(name)})
     return hashlib.sha256(ast.dump(without_docstrings(tree)).encode()).hexdigest()[:16], tuple(own)
 
 
@@ -249,9 +252,9 @@ class Store:
         for path in sorted((self.root / node.name).glob("*/DONE")):
             try:
                 other = json.loads((path.parent / "record.json").read_text())
-            except (OSError, ValueError):
-                continue
-            reasons = _differences(other, json.loads(canonical(node.record)))
+                reasons = _differences(other, json.loads(canonical(node.record)))
+            except (OSError, ValueError, KeyError, TypeError, AttributeError):
+                continue  # a damaged record of another result
             if nearest is None or len(reasons) < len(nearest):
                 nearest = reasons
         return "never run" if nearest is None else "would run: " + "; ".join(nearest)
@@ -262,7 +265,7 @@ def environment() -> dict[str, Any]:
     import torch
 
     packages = {}
-    for name in ("causvid", "torch", "torchtune", "numpy", "einops"):
+    for name in ("causvid", "torch", "torchtune", "numpy", "einops", "av", "jinja2"):
         try:
             packages[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

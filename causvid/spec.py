@@ -61,7 +61,7 @@ def read(path: Path) -> dict[str, Any]:
 
     try:
         data = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    except (OmegaConfBaseException, YAMLError, OSError, UnicodeDecodeError) as error:
+    except (OmegaConfBaseException, YAMLError, OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: can't be read as YAML: {error}") from error
     if not isinstance(data, dict):
         raise UserError(f"{path}: a spec is a mapping of keys to values, got {type(data).__name__}")
@@ -70,13 +70,15 @@ def read(path: Path) -> dict[str, Any]:
 
 def inherited(path: Path, seen: tuple[Path, ...] = ()) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """(the spec with its bases merged in, its immediate base merged likewise or None)."""
+    path = path.resolve()
     if path in seen:
         raise UserError(f"{path}: its chain of bases comes back to itself")
     own = read(path)
     base_name = own.pop("base", None)
     if base_name is None:
         return own, None
-    base, _ = inherited(find(str(base_name)), (*seen, path))
+    beside = path.parent / str(base_name)
+    base, _ = inherited(beside if beside.is_file() else find(str(base_name)), (*seen, path))
     base.pop("sweep", None)
     return merge(base, own), base
 
@@ -103,15 +105,18 @@ def with_overrides(data: dict[str, Any], overrides: Iterable[str]) -> dict[str, 
     Raises:
         UserError: an override without ``=``.
     """
-    import yaml
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
             raise UserError(f"override '{override}' is not of the form key=value, as in student.steps=2")
         try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+            # As in files: YAML alone takes 1e-3 for text.
+            value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]), resolve=True)["value"]
+        except (OmegaConfBaseException, YAMLError, ValueError, RecursionError) as error:
             raise UserError(f"override '{override}': the value is not YAML: {error}") from error
         data = merge(data, nest(key, value))
     return data

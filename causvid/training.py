@@ -175,7 +175,8 @@ class JsonLines:
         path = folder / "curves.jsonl"
         kept = [line for line in _whole_lines(path) if json.loads(line)["step"] < start]
         weights.write_bytes(path, "".join(kept).encode())
-        self._stream = path.open("a")
+        # By lines, so that a kill after a checkpoint loses no line from before it.
+        self._stream = path.open("a", buffering=1)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         self._stream.write(json.dumps({"step": step, **values}) + "\n")

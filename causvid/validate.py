@@ -58,8 +58,9 @@ def section(schema: type, data: Any, path: str, errors: list[str]) -> dict[str, 
         else:
             errors.append(f"{where}: required, and missing")
             continue
-        if is_dataclass(value) and not isinstance(value, type):
-            value = {g.name: getattr(value, g.name) for g in fields(value)}
+        if f.default_factory is not MISSING and isinstance(value, Mapping):
+            value = {**_plain(f.default_factory()), **value}  # what is left open is as if the section were
+        value = _plain(value)
         group = f.metadata.get("group")
         if group and isinstance(value, Mapping) and "name" not in value and isinstance(f.default, str):
             value = {"name": f.default, **value}  # options alone are options of the default component
@@ -73,6 +74,11 @@ def section(schema: type, data: Any, path: str, errors: list[str]) -> dict[str, 
             out[key] = _value(hints[key], value, where, errors)
             _check_bounds(out[key], f.metadata, where, errors)
     return out
+
+
+def _plain(value: Any) -> Any:
+    """A section's dataclass as a mapping; anything else as it is."""
+    return {f.name: getattr(value, f.name) for f in fields(value)} if is_dataclass(value) else value
 
 
 def _check_bounds(value: Any, metadata: Mapping[str, Any], path: str, errors: list[str]) -> None:
@@ -114,7 +120,8 @@ def options_of(group: str, found: registry.Component) -> dict[str, inspect.Param
     """The options of a component that a spec may set."""
     supplied = (*SUPPLIED.get(group, ()), *(SAMPLER_SUPPLIED if group == "sampler" else ()))
     parameters = found.signature.parameters
-    return {name: p for name, p in parameters.items() if name not in supplied and p.kind is not p.VAR_KEYWORD}
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return {name: p for name, p in parameters.items() if name not in supplied and p.kind not in variable}
 
 
 def _options(
@@ -172,7 +179,8 @@ def _value(hint: Any, value: Any, path: str, errors: list[str]) -> Any:
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     plain = {int: int, float: float, str: str, bool: bool, dict: Mapping, type(None): type(None)}
-    if hint not in plain or not isinstance(value, plain[hint]) or (hint is int and isinstance(value, bool)):
+    strange = (hint is int and isinstance(value, bool)) or (hint is float and value != value)
+    if hint not in plain or not isinstance(value, plain[hint]) or strange:
         errors.append(f"{path}: expected {_describe(hint)}, got {value!r}")
     return value
 

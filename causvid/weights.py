@@ -30,7 +30,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON with sorted keys, atomically; equal values give equal bytes. NaN is written as null."""
+    """Write JSON with sorted keys, atomically; equal values give equal bytes. NaN and infinities are written as null."""
     write_bytes(path, (json.dumps(_finite(value), indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
 
 
@@ -39,7 +39,7 @@ def _finite(value: Any) -> Any:
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_finite(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from causvid import schedule
 from causvid.losses.flow import FlowMatching, denoising_error, draw_times, drop_text
 from causvid.randomness import Draw
-from causvid.types import DenoiserOutput, Text
+from causvid.types import DenoiserOutput, Scene, Text
 
 SHAPE = (2, 3, 1, 2, 2)  # b f c h w
 TIMES = torch.tensor([[0.0, 0.01, 0.3], [0.5, 0.9, 1.0]], dtype=F64)
@@ -141,3 +141,21 @@ def test_logs_hold_the_x0_error_of_each_band_of_t():
 def test_needs_data():
     with pytest.raises(ValueError, match="needs data"):
         FlowMatching()("student", scene(None, {}, ((0, 1),)))
+
+
+def test_an_anchored_clip_has_a_clean_first_frame_and_the_rest_as_drawn():
+    seen = {}
+
+    class Recorder:
+        def __call__(self, x, t, text, *, context=None):
+            seen["x"], seen["t"] = x, t
+            return DenoiserOutput(x, t, torch.zeros_like(x), "x0")
+
+    data = torch.randn(64, 4, 1, 2, 2)
+    text = Text(torch.zeros(64, 1, 1))
+    scene = Scene(Draw(0, "s", 0, range(64)), text, text, {"student": Recorder()}, ((0, 4),), data=data)
+    FlowMatching(anchor=0.5)("student", scene)
+    clean = seen["t"][:, 0] == 0
+    assert 15 < clean.sum() < 49
+    assert torch.equal(seen["x"][clean, 0], data[clean, 0])
+    assert (seen["t"][:, 1:] == seen["t"][:, 1:2]).all() and torch.equal(seen["t"][~clean, 0], seen["t"][~clean, 1])

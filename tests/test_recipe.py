@@ -64,7 +64,8 @@ def test_without_ode_init_its_stages_are_pruned(first, folder):
     "extra",
     [
         "student: {causal: false, sampler: few_step, input: backward_simulation}",
-        "causal: {mask: {name: sink_window, block_frames: 2, window_frames: 2, sink_frames: 1}, position: window_relative}",
+        "causal: {mask: {name: sink_window, block_frames: 2, window_frames: 2, sink_frames: 1}, "
+        "position: window_relative}",
         "loss: {name: sum, of: [dmd, {name: gan, r1: 1.0}], weights: [1, 0.1]}\nstudent: {input: self_rollout}\n"
         "distill: {discriminator: {taps: 1}}",
         "teacher: causal\ninit: random\nstudent: {input: {name: data, context: clean}}",

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from causvid import build, progress, weights
+from causvid.data.video import to_bytes
 from causvid.randomness import Draw
 from causvid.registry import register
 from causvid.runs import Context
@@ -139,11 +140,6 @@ def load_student(context: Context, world: build.World, source: str) -> Any:
     spec = context.spec
     path = context.inputs[source] / "weights.safetensors"
     return build.load_network(spec, world, build.student_rule(spec), path)
-
-
-def to_bytes(pixels: Tensor) -> Tensor:
-    """[-1, 1] to uint8."""
-    return ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
 def from_bytes(videos: Tensor) -> Tensor:
