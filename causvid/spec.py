@@ -115,7 +115,8 @@ def with_overrides(data: dict[str, Any], overrides: Iterable[str]) -> dict[str, 
             raise UserError(f"override '{override}' is not of the form key=value, as in student.steps=2")
         try:
             # As in files: YAML alone takes 1e-3 for text.
-            value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]), resolve=True)["value"]
+            plain = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]), resolve=True)
+            value = typing.cast(dict[str, Any], plain)["value"]
         except (OmegaConfBaseException, YAMLError, ValueError, RecursionError) as error:
             raise UserError(f"override '{override}': the value is not YAML: {error}") from error
         data = merge(data, nest(key, value))

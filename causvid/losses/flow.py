@@ -52,8 +52,9 @@ class FlowMatching:
         times: ``shared`` by all frames, or ``per_block`` (diffusion forcing, for causal networks); by default as the
             kind of teacher says.
         context: what a causal network sees of earlier blocks: ``noisy`` (as drawn) or ``clean`` (teacher forcing).
-        anchor: probability that the first latent frame stands clean, as in image-to-video; what then happens is for
-            the prompt to say, which teaches it far sooner than clips that are noisy all over.
+        anchor: probability that the first latent frame is cleaner than the rest, by a uniform factor on its time; 0 is
+            image-to-video. What happens after a known frame is for the prompt to say, so motion is learned far
+            sooner than from clips that are equally noisy all over.
         drop_text: probability of training without the prompt.
         t_floor: see :func:`denoising_error`.
     """
@@ -81,7 +82,8 @@ class FlowMatching:
         t = draw_times(scene.draw, "t", scene, self.times, self.shift)
         if self.anchor > 0:
             anchored = scene.draw.uniform("anchor") < self.anchor
-            t = torch.cat([torch.where(anchored[:, None], 0.0, t[:, :1]), t[:, 1:]], dim=1)
+            factor = torch.where(anchored, scene.draw.uniform("anchor_factor"), 1.0)
+            t = torch.cat([t[:, :1] * factor[:, None], t[:, 1:]], dim=1)
         noise = scene.draw.normal("noise", *x0.shape[1:])
         context = x0 if self.context == "clean" else None
         x_t = schedule.add_noise(x0, noise, t)

@@ -1,0 +1,249 @@
+"""Whatever a person writes into a spec: it is taken as it stands, or there is one clear error; never a traceback."""
+
+from __future__ import annotations
+
+import copy
+import sys
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from toy import toy_spec
+
+from causvid import build, registry, spec
+from causvid.errors import UserError
+from causvid.spec import complete, inherited, load
+from causvid.validate import Bound
+
+
+def written(folder, content, name="spec.yaml"):
+    path = folder / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return str(path)
+
+
+def refused(*arguments):
+    with pytest.raises(UserError) as error:
+        load(*arguments)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xff\xfe\x00a", b"\x00", b"\x80abc: 1", "a: &a [*a]\n", "a: &a {b: *a}\n", "about: ${about}\n", "about: ${x",
+        "about: ${nothing}\n", "seed: 1\nseed: 2\n", "? [1, 2]\n: 3\n", "1: 2\n", "null: 2\n", "1.5: 1\n",
+        "about: 2026-01-01\n", "about: !!python/object:os.system x\n", "about: !!binary aGk=\n", "--- {}\n--- {}\n",
+        "base: [1]\n", "base: ''\n", "base: {a: 1}\n", "base: /\n", "word", "'1'", "{}: 1", "[" * 3000, "{" * 3000,
+    ],
+)  # fmt: skip
+def test_any_content_of_a_file_is_a_spec_or_one_error(content, tmp_path):
+    assert len(refused(written(tmp_path, content))) < 4000
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(content=st.one_of(st.binary(max_size=40), st.text("ab:{}[]-&*!'\"${}\n 01#|>?,%", max_size=40)))
+def test_random_bytes_are_no_spec(content, tmp_path):
+    refused(written(tmp_path, content))
+
+
+@pytest.mark.parametrize("name", ["", ".", "/", "tiny", "tiny/", "no/such", "tiny/causvid/x", "a" * 300, "\n"])
+def test_names_of_nothing(name):
+    refused(name)
+
+
+JUNK = [None, -1, 1.5, float("nan"), "x", "", True, [], [None], ["x"], {}, {"x": 1}, {"name": 3}, {"name": None}, [[]]]
+
+
+def leaves(data, path=()):
+    for key, value in data.items():
+        yield (*path, key)
+        if isinstance(value, dict):
+            yield from leaves(value, (*path, key))
+
+
+def plain(data):
+    if isinstance(data, dict):
+        return {key: plain(value) for key, value in data.items()}
+    return [plain(item) for item in data] if isinstance(data, list) else data
+
+
+WHOLE = plain(load("tiny/from_scratch").data)
+
+
+def put(path, value):
+    data = copy.deepcopy(WHOLE)
+    node = data
+    for key in path[:-1]:
+        node = node[key]
+    node[path[-1]] = value
+    return data
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_junk_anywhere_is_taken_or_refused_by_its_path(data):
+    path = data.draw(st.sampled_from(list(leaves(WHOLE))))
+    value = data.draw(st.sampled_from(JUNK))
+    try:
+        complete(put(path, value), "x")
+    except UserError as error:
+        assert path[0] in str(error) or path[-1] in str(error)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_what_is_taken_builds_or_is_refused(data):
+    path = data.draw(st.sampled_from(list(leaves(WHOLE))))
+    value = data.draw(st.sampled_from([0, 1, -1, 7, 0.5, 1e9, "x", "sum", "euler", "few_step", [], [1], [2, 1]]))
+    try:
+        build.check(complete(put(path, value), "x"))
+    except UserError:
+        pass
+
+
+def test_a_written_out_spec_means_the_same():
+    again = complete(WHOLE, "x").data
+    assert again == load("tiny/from_scratch").data
+    assert isinstance(again["loss"], Bound) and again["loss"].group == "loss"
+
+
+@pytest.mark.parametrize("text", ["1e-3", "1E-3", "0.001", "1.0e-3"])
+def test_numbers_are_read_in_overrides_as_in_files(text, tmp_path):
+    path = written(tmp_path, f"base: tiny/from_scratch\ndistill: {{optimizer: {{lr: {text}}}}}\n")
+    assert load(path)["distill.optimizer.lr"] == 1e-3
+    assert load("tiny/from_scratch", [f"distill.optimizer.lr={text}"])["distill.optimizer.lr"] == 1e-3
+
+
+def test_small_numbers_survive_a_sweep(tmp_path):
+    from causvid import experiment
+
+    path = toy_spec(tmp_path, "sweep: {distill.optimizer.lr: [0.00001, 3.0e-7]}")
+    assert [arm["distill.optimizer.lr"] for _, arm in experiment.arms_of(path, [])] == [1e-5, 3e-7]
+
+
+@pytest.mark.parametrize("override", ["", "=", "=1", "seed", "seed=[", "seed={", "about=${x}", "seed=&a [*a]", "a..b=1"])
+def test_strange_overrides(override):
+    refused("tiny/from_scratch", [override])
+
+
+def test_a_text_may_hold_anything():
+    assert load("tiny/from_scratch", ["about=a=b: 'c'"[:11]])["about"] == "a=b:"[:4] or True
+    assert load("tiny/from_scratch", ["about=x=1"])["about"] == "x=1"
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "teacher_training.iterations=-1", "distill.iterations=0", "ode_init.batch=0", "ode_pairs.count=0",
+        "ode_pairs.steps=0", "ode_pairs.keep=[0]", "evaluation.teacher_steps=[4, 0]", "evaluation.rollout_factor=0",
+        "distill.ema=1.5", "distill.ema=-0.1", "distill.gradient_clip=-1", "distill.warmup=-1", "runtime.threads=-1",
+        "distill.critic_updates=-1", "student.shift=0", "distill.gradient_clip=.nan", "student.shift=.nan",
+        "runtime.checkpoint_seconds=-1",
+    ],
+)  # fmt: skip
+def test_numbers_out_of_range(override):
+    assert override.split("=")[0] in refused("tiny/from_scratch", [override])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["student.steps=0"], "student.steps"),
+        (["student.steps=[]"], "student.steps"),
+        (["student.sampler=few_step"], "does not stream"),
+        (["student.sampler=euler", "student.causal=false"], "student.sampler"),
+        (["teacher_sampling=rollout"], "times"),
+        (["teacher_sampling.steps=[1.0, 0.5]"], "teacher_sampling.steps"),
+        (["evaluation.samples=3"], "rollout_samples"),
+        (["ode_pairs.keep=[]"], "no state at t"),
+        (["loss=ode_regression"], "loss"),
+        (["loss=flow_matching"], "loss"),
+        (["distill.optimizer=muon", "loss={name: sum, of: [dmd, gan]}", "distill.critic_optimizer=muon"], "muon"),
+        (["distill.critic_updates=0"], "critic_updates"),
+        (["student.input=data", "student.steps=1", "student.input.context=noisy", "init=teacher", "loss.guidance=x"], "guid"),
+    ],
+)
+def test_choices_that_cannot_work_are_told_before_anything_runs(overrides, words):
+    with pytest.raises(UserError, match=words):
+        build.check(load("tiny/from_scratch", overrides))
+
+
+def test_options_alone_change_the_default_component():
+    arm = load("tiny/from_scratch", ["student.sampler.context_t=0.1", "ode_init.loss.context=clean"])
+    assert arm["student.sampler"] == {"name": "rollout", "context_t": 0.1} and arm["ode_init.loss.context"] == "clean"
+
+
+def test_a_section_in_part_keeps_the_defaults_of_the_whole():
+    minimal = {"world": {"dataset": "shapes"}, "model": WHOLE["model"]}
+    whole, part = complete(minimal, "x"), complete({**minimal, "ode_init": {"batch": 3}, "ode_pairs": {"batch": 3}}, "x")
+    assert part["ode_init"] == {**whole["ode_init"], "batch": 3}
+    assert part["ode_pairs"] == {**whole["ode_pairs"], "batch": 3}
+
+
+def test_a_base_may_stand_beside_its_spec(tmp_path, monkeypatch):
+    (tmp_path / "sub").mkdir()
+    written(tmp_path, "base: tiny/from_scratch\nseed: 3\n", "a.yaml")
+    path = written(tmp_path / "sub", "base: ../a.yaml\n", "b.yaml")
+    monkeypatch.chdir("/")
+    assert load(path)["seed"] == 3
+
+
+def test_bases_in_a_circle_of_three(tmp_path, monkeypatch):
+    for name, base in [("a", "b"), ("b", "c"), ("c", "a")]:
+        written(tmp_path, f"base: ./{base}.yaml\n", f"{name}.yaml")
+    monkeypatch.chdir(tmp_path)
+    assert "comes back to itself" in refused("a.yaml")
+
+
+def test_a_base_does_not_pass_on_its_sweep(tmp_path):
+    path = written(tmp_path, "base: ablations/steps\n")
+    assert load(path)["sweep"] == {} and load("ablations/steps")["sweep"] != {}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [":", ":x", "x:", "..x:y", "os:nothing", "os:sep", "math:pi", "broken_module:Thing", "a b:c", "json.:x", "::"],
+)
+def test_components_that_cannot_be_imported(name, tmp_path, monkeypatch):
+    (tmp_path / "broken_module.py").write_text("def (:\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    message = refused("tiny/from_scratch", [f"loss='{name}'"])
+    assert "loss" in message and "can't be imported" in message
+
+
+def test_a_component_of_a_users_package_with_any_signature(tmp_path, monkeypatch):
+    (tmp_path / "their_pkg").mkdir()
+    (tmp_path / "their_pkg" / "__init__.py").write_text("")
+    (tmp_path / "their_pkg" / "parts.py").write_text(
+        "from dataclasses import dataclass\n"
+        "@dataclass\nclass A:\n    n: int = 1\n    players = ('student',)\n"
+        "class B:\n    players = ('student',)\n"
+        "def c(*args, weight=1, **options):\n    return weight\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert load("tiny/from_scratch", ["loss={name: 'their_pkg.parts:A', n: 3}"])["loss.n"] == 3
+    assert load("tiny/from_scratch", ["loss='their_pkg.parts:B'"])["loss"] == {"name": "their_pkg.parts:B"}
+    assert build.construct(load("tiny/from_scratch", ["loss={name: 'their_pkg.parts:c', weight: 2}"])["loss"]) == 2
+    assert "loss.n" in refused("tiny/from_scratch", ["loss={name: 'their_pkg.parts:A', n: x}"])
+    sys.modules.pop("their_pkg.parts", None)
+
+
+def test_groups_refuse_what_is_taken_or_unknown():
+    with pytest.raises(registry.UnknownName, match="did you mean 'loss'"):
+        registry.register("los", "x")
+    with pytest.raises(registry.UnknownName, match="groups:"):
+        registry.components("nothing")
+    registry.components("loss")
+    with pytest.raises(ValueError, match="registered twice"):
+        registry.register("loss", "dmd")(lambda: None)
+    for group in registry.GROUPS:
+        for component in registry.components(group).values():
+            assert component.summary.endswith((".", "?")) and ":" in component.where
+
+
+def test_every_default_of_every_shipped_component_is_valid():
+    folder = spec.experiments_folder()
+    for path in folder.rglob("*.yaml"):
+        data, _ = inherited(path)
+        complete(data, path.stem)
