@@ -35,7 +35,7 @@ def construct(bound: Bound, **supplied: Any) -> Any:
     options.update({k: v for k, v in supplied.items() if k in parameters and options.get(k) is None})
     try:
         return found.target(**options)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, IndexError) as error:
         raise UserError(f"{bound.group} '{bound['name']}': {error}") from error
 
 
@@ -194,13 +194,25 @@ def check(spec: Spec) -> None:
         UserError: the first thing that does not fit.
     """
     world = World(spec)
+    players = tuple(getattr(construct(spec["loss"]), "players", ()))
+    if "student" not in players:
+        raise UserError(f"loss: distillation needs a loss for the student; this one trains {', '.join(players) or 'no one'}")
     with torch.device("meta"):
-        network(spec, world, causal_rule(spec))
         network(spec, world, teacher_rule(spec))
-    if "discriminator" in construct(spec["loss"]).players:
-        discriminator(spec)
-    for path in ("loss", "student.input", "teacher_sampling", "teacher_training.loss", "ode_init.loss"):
+        nets = {name: network(spec, world, causal_rule(spec)) for name in ("student", "fake_score")}
+        if "discriminator" in players:
+            nets["discriminator"] = discriminator(spec)
+        for name in players:
+            construct(spec["distill.optimizer" if name == "student" else "distill.critic_optimizer"], model=nets[name])
+        for stage in ("teacher_training", "ode_init"):
+            construct(spec[f"{stage}.optimizer"], model=nets["student"])
+    for path in ("teacher_training.loss", "ode_init.loss"):
+        if tuple(construct(spec[path]).players) != ("student",):
+            raise UserError(f"{path}: '{spec[path]['name']}' trains others than the student; it belongs in 'loss'")
+    for path in ("student.input", "teacher_sampling"):
         construct(spec[path])
+    if "times" not in registry.find("sampler", spec["student.sampler.name"]).signature.parameters:
+        raise UserError(f"student.sampler: '{spec['student.sampler.name']}' does not take the student's times")
     sampler = construct(spec["student.sampler"], times=student_times(spec))
     if spec["student.causal"] and not hasattr(sampler, "stream"):
         raise UserError(f"student.sampler: '{spec['student.sampler.name']}' does not stream, as a causal student must")

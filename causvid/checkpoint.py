@@ -15,7 +15,7 @@ from causvid.errors import UserError
 def save(path: Path, tree: dict[str, Any]) -> None:
     """Write a tree of dicts, lists, tensors, numbers, strings and None."""
     tensors: dict[str, Tensor] = {}
-    skeleton = _take_apart(tree, "", tensors)
+    skeleton = _take_apart(tree, tensors)
     weights.write_tensors(path, tensors, {"tree": json.dumps(skeleton)})
 
 
@@ -31,15 +31,16 @@ def load(path: Path) -> dict[str, Any]:
     return _put_together(json.loads(metadata["tree"]), tensors)
 
 
-def _take_apart(node: Any, path: str, tensors: dict[str, Tensor]) -> Any:
+def _take_apart(node: Any, tensors: dict[str, Tensor]) -> Any:
     if isinstance(node, Tensor):
-        # A clone, because safetensors refuses tensors that share memory.
-        tensors[path] = node.detach().cpu().clone()
-        return {"tensor": path}
+        # Numbered, because paths of keys may meet; a clone, because safetensors refuses tensors that share memory.
+        number = str(len(tensors))
+        tensors[number] = node.detach().cpu().clone()
+        return {"tensor": number}
     if isinstance(node, dict):
-        return {"dict": [[key, _take_apart(value, f"{path}/{key}", tensors)] for key, value in node.items()]}
+        return {"dict": [[key, _take_apart(value, tensors)] for key, value in node.items()]}
     if isinstance(node, (list, tuple)):
-        return {"list": [_take_apart(value, f"{path}/{i}", tensors) for i, value in enumerate(node)]}
+        return {"list": [_take_apart(value, tensors) for value in node]}
     return {"value": node}
 
 

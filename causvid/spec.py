@@ -38,13 +38,13 @@ def find(name: str) -> Path:
     Raises:
         UserError: no such spec; near names are suggested.
     """
-    direct = Path(name)
-    if direct.is_file():
-        return direct
     root = experiments_folder()
-    for candidate in (root / name, root / f"{name}.yaml"):
-        if candidate.is_file():
-            return candidate
+    for candidate in (Path(name), root / name, root / f"{name}.yaml"):
+        try:
+            if candidate.is_file():
+                return candidate
+        except OSError as error:
+            raise UserError(f"no spec '{name}': {error.strerror}") from error
     known = sorted(str(path.relative_to(root).with_suffix("")) for path in root.rglob("*.yaml"))
     raise UserError(f"no spec '{name}'{did_you_mean(name, known)}; shipped specs: {', '.join(known)}; or give a path")
 
@@ -61,7 +61,7 @@ def read(path: Path) -> dict[str, Any]:
 
     try:
         data = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    except (OmegaConfBaseException, YAMLError, OSError, ValueError, RecursionError) as error:
+    except (OmegaConfBaseException, YAMLError, OSError, ValueError, RecursionError, AssertionError) as error:
         raise UserError(f"{path}: can't be read as YAML: {error}") from error
     if not isinstance(data, dict):
         raise UserError(f"{path}: a spec is a mapping of keys to values, got {type(data).__name__}")

@@ -83,3 +83,100 @@ def test_a_stopped_run_ends_with_75_and_goes_on(number, tmp_path):
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 75 and out == "" and "goes on" in err and "Traceback" not in err
+
+
+def run_of(folder, *overrides, spec=None):
+    return [
+        sys.executable, "-m", "causvid.cli", "run", spec or toy_spec(folder), *overrides, "--json",
+        "--runs", str(folder / "runs"),
+    ]  # fmt: skip
+
+
+def test_the_command_that_was_stopped_ends_as_if_it_had_not_been(tmp_path):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = run_of(tmp_path, "teacher_training.iterations=300", "until=teacher")
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("runs/teacher/*/checkpoint.safetensors")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 75
+    again = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert "resumed at step" in again.stderr and json.loads(again.stdout)["executed"] == ["teacher"]
+    (folder,) = tmp_path.glob("runs/teacher/*")
+    assert [json.loads(line)["step"] for line in (folder / "curves.jsonl").read_text().splitlines()] == list(range(300))
+    assert not (folder / "checkpoint.safetensors").exists()
+
+
+def test_two_commands_at_once_share_the_work(tmp_path):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = run_of(tmp_path, "teacher_training.iterations=200", "until=teacher")
+    both = [
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    outputs = [process.communicate(timeout=240) for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    outcomes = [json.loads(out) for out, _ in outputs]
+    assert sorted(outcome["executed"] for outcome in outcomes) == [[], ["teacher"]]
+    assert outcomes[0]["run"] == outcomes[1]["run"]
+    steps = [json.loads(line)["step"] for line in next(tmp_path.glob("runs/*/*/curves.jsonl")).read_text().splitlines()]
+    assert steps == list(range(200))
+
+
+def test_check_tells_what_is_right_and_everything_that_is_not(capsys, tmp_path):
+    good, bad = toy_spec(tmp_path), tmp_path / "bad.yaml"
+    assert call(capsys, "check", good)[:2] == (0, f"{good}: ok\n")
+    bad.write_text(f"base: {good}\nlos: 1\nsteps: 2\n")
+    status, out, err = call(capsys, "check", str(bad), good, "tiny/nothing")
+    assert (status, out) == (2, "") and all(word in err for word in ("'los'", "'steps'", "tiny/nothing"))
+
+
+def test_check_looks_into_every_arm_of_a_sweep(capsys, tmp_path):
+    path = toy_spec(tmp_path, "sweep: {student.steps: [1, 2, 7]}")
+    status, out, err = call(capsys, "check", path)
+    assert (status, out) == (2, "") and "no state at t" in err
+    for sweep, word in [("{seed: 3}", "list of values"), ("{seed: []}", "list of values"), ("{los: [1]}", "'los'")]:
+        status, _, err = call(capsys, "check", toy_spec(tmp_path, f"sweep: {sweep}"))
+        assert status == 2 and word in err
+
+
+def test_list_in_json_names_every_component(capsys):
+    status, out, err = call(capsys, "list", "--json")
+    rows = json.loads(out)
+    assert (status, err) == (0, "") and {"group", "name", "summary", "where"} == set(rows[0])
+    assert {"dmd", "dit", "rollout", "muon"} <= {row["name"] for row in rows}
+    for row in rows:
+        status, shown, _ = call(capsys, "show", f"{row['group']}.{row['name']}")
+        assert status == 0 and row["summary"] in shown and row["where"] in shown
+
+
+@pytest.mark.parametrize("command", ["run", "sweep", "plan", "list", "show", "check", "generate", "report"])
+def test_every_command_has_an_example(command, capsys):
+    status, out, _ = call(capsys, command, "--help")
+    assert status == 0 and f"causvid {command}" in out.split("Example")[1]
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "3", "{}", '{"values": 3}', '{"values": {"los": 1}}'])
+def test_generate_from_a_damaged_run(content, capsys, tmp_path):
+    (tmp_path / "record.json").write_text(content)
+    status, out, err = call(capsys, "generate", "a red circle moves left", "--run", str(tmp_path))
+    assert (status, out) == (2, "") and err.count("error:") == 1 and "Traceback" not in err
+
+
+def test_generate_and_report_before_a_run(capsys, tmp_path):
+    for arguments in (["generate", "x", "--run"], ["report"]):
+        status, out, err = call(capsys, *arguments, toy_spec(tmp_path), "--runs", str(tmp_path / "runs"))
+        assert (status, out) == (2, "") and "run it first: causvid run" in err
+
+
+def test_a_runs_folder_that_is_a_file(capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    status, out, err = call(capsys, "run", toy_spec(tmp_path), "--runs", str(tmp_path / "file"))
+    assert (status, out) == (2, "") and err.count("error:") == 1
+
+
+def test_brackets_in_a_message_are_not_markup(capsys):
+    _, _, err = call(capsys, "plan", "tiny/from_scratch", "loss={name: sum, of: [dmdd]}")
+    assert "loss.of[0]" in err

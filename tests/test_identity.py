@@ -1,0 +1,216 @@
+"""When is a result new? The identities of the recipe's stages, as the spec, files and sources around them change."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from toy import toy_spec
+
+from causvid import experiment, runs, spec
+from causvid.errors import UserError
+from causvid.spec import Spec
+from causvid.validate import Bound
+
+AFTER = {
+    "teacher": {"teacher", "ode_pairs", "ode_init", "distill", "sample_teacher", "sample", "evaluate", "report"},
+    "ode_pairs": {"ode_pairs", "ode_init", "distill", "sample", "evaluate", "report"},
+    "ode_init": {"ode_init", "distill", "sample", "evaluate", "report"},
+    "distill": {"distill", "sample", "evaluate", "report"},
+    "sample_teacher": {"sample_teacher", "sample", "evaluate", "report"},
+    "evaluate": {"evaluate", "report"},
+    "report": {"report"},
+    "nothing": set(),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("identity")
+
+
+def identities(folder, *overrides):
+    return {node.name: node.identity for node in experiment.plan(spec.load(toy_spec(folder), overrides))}
+
+
+@pytest.mark.parametrize(
+    ("override", "first"),
+    [
+        ("model.dim=48", "teacher"),
+        ("world.dataset.frames=15", "teacher"),
+        ("seed=1", "teacher"),
+        ("teacher_training.batch=3", "teacher"),
+        ("teacher_training.loss.shift=4.0", "teacher"),
+        ("teacher=causal", "teacher"),
+        ("causal.position=window_relative", "teacher"),
+        ("ode_pairs.count=5", "ode_pairs"),
+        ("causal.mask.block_frames=2", "ode_init"),
+        ("student.steps=3", "ode_init"),
+        ("ode_init.batch=3", "ode_init"),
+        ("loss.guidance=1.5", "distill"),
+        ("student.input=self_rollout", "distill"),
+        ("distill.iterations=4", "distill"),
+        ("evaluation.samples=4", "sample_teacher"),
+        ("about=other words", "report"),
+        ("runtime.threads=2", "nothing"),
+        ("runtime.checkpoint_seconds=5", "nothing"),
+        ("teacher_training.loss.shift=5", "nothing"),
+    ],
+)
+def test_a_change_reaches_what_reads_it_and_what_follows(override, first, folder):
+    before, after = identities(folder), identities(folder, override)
+    assert {name for name in before if before[name] != after[name]} == AFTER[first]
+
+
+def test_order_and_short_forms_do_not_matter(folder, tmp_path):
+    (tmp_path / "other.yaml").write_text(f"ode_init: {{batch: 2}}\nbase: {toy_spec(folder)}\nteacher: {{name: bidirectional}}\n")
+    nodes = experiment.plan(spec.load(str(tmp_path / "other.yaml")))
+    assert {node.name: node.identity for node in nodes if node.name != "report"} == {
+        name: value for name, value in identities(folder).items() if name != "report"
+    }
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(VALUES, VALUES)
+def test_equal_text_is_equal_values(left, right):
+    assert json.loads(runs.canonical(left)) == left
+    if runs.canonical(left) == runs.canonical(right):
+        assert left == right
+
+
+class Reader:
+    """A stage that reads one component."""
+
+    name = "reader"
+
+    def __init__(self, *files):
+        self.files = files
+
+    def reads(self, spec):
+        return ("part",)
+
+    def inputs(self, spec):
+        return ()
+
+    def outside(self, spec):
+        return self.files
+
+    def run(self, context):
+        (context.folder / "ran").touch()
+
+
+def node_of(name, *files):
+    part = {"nested": [Bound("loss", {"name": name})]}
+    return runs.graph(Spec("x", {"part": part}), {"reader": Reader(*files)}, "reader")[0]
+
+
+PACKAGE = {
+    "__init__.py": "",
+    "part.py": "'''Doc.'''\nfrom .helper import scale\nfrom . import other\n\n\ndef thing():\n    '''Doc.'''\n    return scale\n",
+    "helper.py": "scale = 2\n",
+    "other.py": "import their_package.deep\n",
+    "deep.py": "depth = 1\n",
+    "unrelated.py": "x = 1\n",
+}
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    root = tmp_path / "their_package"
+    root.mkdir()
+    for name, text in PACKAGE.items():
+        (root / name).write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.invalidate_caches()
+    forget()
+    yield root
+    for name in [name for name in sys.modules if name.startswith("their_package")]:
+        del sys.modules[name]
+    forget()
+
+
+def forget():
+    runs._module_source.cache_clear()
+    runs._is_module.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "changes"),
+    [
+        ("part.py", "return scale", "return 2 * scale", True),
+        ("helper.py", "2", "3", True),
+        ("deep.py", "1", "2", True),
+        ("unrelated.py", "1", "2", False),
+        ("part.py", "'''Doc.'''", "'''Other words,\nlonger.'''  # and a comment", False),
+        ("part.py", "return scale", "return (\n        scale  # here\n    )", False),
+    ],
+)
+def test_the_source_of_a_users_component_counts_with_what_it_imports(name, old, new, changes, package):
+    before = node_of("their_package.part:thing").identity
+    text = (package / name).read_text()
+    assert old in text
+    (package / name).write_text(text.replace(old, new))
+    forget()
+    assert (node_of("their_package.part:thing").identity != before) is changes
+
+
+def test_a_component_without_source_is_refused():
+    with pytest.raises(UserError, match="source of module"):
+        node_of("math:sqrt")
+
+
+def test_a_docstring_that_is_used_still_counts_as_none():
+    plain, documented = (
+        runs.ast.dump(runs.without_docstrings(runs.ast.parse(text)))
+        for text in ("def f():\n    return 1\n", "def f():\n    '''Words.'''\n    return 1\n")
+    )
+    assert plain == documented
+
+
+@pytest.mark.parametrize("content", ["[]", "3", "{}", '{"values": 3}', '{"values": {}, "sources": [], "files": 1}', "", "{"])
+def test_a_damaged_record_of_another_result_is_passed_over(content, tmp_path):
+    node = node_of("dmd")
+    other = tmp_path / "reader" / "0123456789abcdef"
+    other.mkdir(parents=True)
+    (other / "DONE").write_text("{}")
+    (other / "record.json").write_text(content)
+    store = runs.Store(tmp_path)
+    assert store.explain(node) in ("never run", "would run: ")
+    assert store.execute([node], Spec("x", {}), print) == (["reader"], [])
+
+
+def test_explain_compares_with_the_nearest_result_and_names_files(tmp_path):
+    held = tmp_path / "weights.bin"
+    store = runs.Store(tmp_path / "runs")
+    for name, content in [("dmd", "1"), ("gan", "2")]:
+        held.write_text(content)
+        store.execute([node_of(name, held)], Spec("x", {}), print)
+    held.write_text("3")
+    assert store.explain(node_of("gan", held)) == "would run: file weights.bin changed"
+
+
+def test_a_file_that_is_missing_is_told(tmp_path):
+    with pytest.raises(UserError, match="can't be read"):
+        node_of("dmd", tmp_path / "gone")
+
+
+def test_a_folder_without_its_last_word_is_not_finished(tmp_path):
+    store, node = runs.Store(tmp_path), node_of("dmd")
+    store.execute([node], Spec("x", {}), print)
+    assert store.done(node)
+    (store.folder(node) / "DONE").unlink()
+    assert not store.done(node) and store.explain(node).startswith("started, not finished")
+    (store.folder(node) / "DONE").mkdir()
+    assert not store.done(node)
+    assert Path(store.folder(node) / "record.json").is_file()
