@@ -196,10 +196,14 @@ def check(spec: Spec) -> None:
     world = World(spec)
     players = tuple(getattr(construct(spec["loss"]), "players", ()))
     if "student" not in players:
-        raise UserError(f"loss: distillation needs a loss for the student; this one trains {', '.join(players) or 'no one'}")
+        raise UserError(
+            f"loss: distillation needs a loss for the student; this one trains {', '.join(players) or 'no one'}"
+        )
     with torch.device("meta"):
         network(spec, world, teacher_rule(spec))
-        nets = {name: network(spec, world, causal_rule(spec)) for name in ("student", "fake_score")}
+        nets: dict[str, torch.nn.Module] = {
+            name: network(spec, world, causal_rule(spec)) for name in ("student", "fake_score")
+        }
         if "discriminator" in players:
             nets["discriminator"] = discriminator(spec)
         for name in players:

@@ -30,7 +30,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON with sorted keys, atomically; equal values give equal bytes. NaN and infinities are written as null."""
+    """Write JSON with sorted keys, atomically; equal values give equal bytes. What is not finite is written as null."""
     write_bytes(path, (json.dumps(_finite(value), indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
 
 

@@ -68,7 +68,9 @@ def test_a_change_reaches_what_reads_it_and_what_follows(override, first, folder
 
 
 def test_order_and_short_forms_do_not_matter(folder, tmp_path):
-    (tmp_path / "other.yaml").write_text(f"ode_init: {{batch: 2}}\nbase: {toy_spec(folder)}\nteacher: {{name: bidirectional}}\n")
+    (tmp_path / "other.yaml").write_text(
+        f"ode_init: {{batch: 2}}\nbase: {toy_spec(folder)}\nteacher: {{name: bidirectional}}\n"
+    )
     nodes = experiment.plan(spec.load(str(tmp_path / "other.yaml")))
     assert {node.name: node.identity for node in nodes if node.name != "report"} == {
         name: value for name, value in identities(folder).items() if name != "report"
@@ -117,7 +119,9 @@ def node_of(name, *files):
 
 PACKAGE = {
     "__init__.py": "",
-    "part.py": "'''Doc.'''\nfrom .helper import scale\nfrom . import other\n\n\ndef thing():\n    '''Doc.'''\n    return scale\n",
+    "part.py": (
+        "'''Doc.'''\nfrom .helper import scale\nfrom . import other\n\ndef thing():\n    '''Doc.'''\n    return scale\n"
+    ),
     "helper.py": "scale = 2\n",
     "other.py": "import their_package.deep\n",
     "deep.py": "depth = 1\n",
@@ -170,7 +174,7 @@ def test_a_component_without_source_is_refused():
         node_of("math:sqrt")
 
 
-def test_a_docstring_that_is_used_still_counts_as_none():
+def test_a_docstring_counts_for_nothing():
     plain, documented = (
         runs.ast.dump(runs.without_docstrings(runs.ast.parse(text)))
         for text in ("def f():\n    return 1\n", "def f():\n    '''Words.'''\n    return 1\n")
@@ -178,7 +182,9 @@ def test_a_docstring_that_is_used_still_counts_as_none():
     assert plain == documented
 
 
-@pytest.mark.parametrize("content", ["[]", "3", "{}", '{"values": 3}', '{"values": {}, "sources": [], "files": 1}', "", "{"])
+@pytest.mark.parametrize(
+    "content", ["[]", "3", "{}", '{"values": 3}', '{"values": {}, "sources": [], "files": 1}', "", "{"]
+)
 def test_a_damaged_record_of_another_result_is_passed_over(content, tmp_path):
     node = node_of("dmd")
     other = tmp_path / "reader" / "0123456789abcdef"

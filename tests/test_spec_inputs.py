@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import sys
 
@@ -96,10 +97,8 @@ def test_junk_anywhere_is_taken_or_refused_by_its_path(data):
 def test_what_is_taken_builds_or_is_refused(data):
     path = data.draw(st.sampled_from(list(leaves(WHOLE))))
     value = data.draw(st.sampled_from([0, 1, -1, 7, 0.5, 1e9, "x", "sum", "euler", "few_step", [], [1], [2, 1]]))
-    try:
+    with contextlib.suppress(UserError):
         build.check(complete(put(path, value), "x"))
-    except UserError:
-        pass
 
 
 def test_a_written_out_spec_means_the_same():
@@ -122,7 +121,9 @@ def test_small_numbers_survive_a_sweep(tmp_path):
     assert [arm["distill.optimizer.lr"] for _, arm in experiment.arms_of(path, [])] == [1e-5, 3e-7]
 
 
-@pytest.mark.parametrize("override", ["", "=", "=1", "seed", "seed=[", "seed={", "about=${x}", "seed=&a [*a]", "a..b=1"])
+@pytest.mark.parametrize(
+    "override", ["", "=", "=1", "seed", "seed=[", "seed={", "about=${x}", "seed=&a [*a]", "a..b=1"]
+)
 def test_strange_overrides(override):
     refused("tiny/from_scratch", [override])
 
@@ -176,7 +177,10 @@ def test_options_alone_change_the_default_component():
 
 def test_a_section_in_part_keeps_the_defaults_of_the_whole():
     minimal = {"world": {"dataset": "shapes"}, "model": WHOLE["model"]}
-    whole, part = complete(minimal, "x"), complete({**minimal, "ode_init": {"batch": 3}, "ode_pairs": {"batch": 3}}, "x")
+    whole, part = (
+        complete(minimal, "x"),
+        complete({**minimal, "ode_init": {"batch": 3}, "ode_pairs": {"batch": 3}}, "x"),
+    )
     assert part["ode_init"] == {**whole["ode_init"], "batch": 3}
     assert part["ode_pairs"] == {**whole["ode_pairs"], "batch": 3}
 

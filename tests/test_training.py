@@ -12,8 +12,8 @@ import time
 
 import pytest
 import torch
-from toy import toy_spec
 from torch import nn
+from toy import toy_spec
 
 from causvid import checkpoint, experiment, runs, spec, training
 from causvid.errors import UserError
@@ -242,7 +242,9 @@ def test_activation_checkpointing_changes_no_number(straight, tmp_path):
 @pytest.mark.slow
 def test_kill_nine_in_each_stage_changes_no_byte(tmp_path):
     """Each stage is killed once while it works, and the same command goes on."""
-    path = toy_spec(tmp_path, "teacher_training: {iterations: 150}\node_init: {iterations: 150}\ndistill: {iterations: 50}")
+    path = toy_spec(
+        tmp_path, "teacher_training: {iterations: 150}\node_init: {iterations: 150}\ndistill: {iterations: 50}"
+    )
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
 
     def command(root):

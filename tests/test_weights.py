@@ -19,7 +19,11 @@ DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_tensors_come_back_with_type_shape_and_metadata(dtype, tmp_path):
-    tensors = {"a.b": torch.randn(2, 3).to(dtype), "empty": torch.zeros(0, 4, dtype=dtype), "one": torch.ones(()).to(dtype)}
+    tensors = {
+        "a.b": torch.randn(2, 3).to(dtype),
+        "empty": torch.zeros(0, 4, dtype=dtype),
+        "one": torch.ones(()).to(dtype),
+    }
     weights.write_tensors(tmp_path / "new" / "w.safetensors", tensors, {"k": "v"})
     back, metadata = weights.read_tensors(tmp_path / "new" / "w.safetensors")
     assert metadata == {"k": "v"} and back.keys() == tensors.keys()
@@ -101,7 +105,9 @@ def test_a_misfit_lists_everything_but_not_for_ever():
     module = torch.nn.Sequential(*(torch.nn.Linear(1, 1) for _ in range(10)))
     before = {name: value.clone() for name, value in module.state_dict().items()}
     with pytest.raises(UserError, match="and 13 more") as error:
-        weights.load_into(module, {"0.weight": torch.zeros(2), "new": torch.zeros(1), "1.bias": torch.zeros(3)}, "file.x")
+        weights.load_into(
+            module, {"0.weight": torch.zeros(2), "new": torch.zeros(1), "1.bias": torch.zeros(3)}, "file.x"
+        )
     assert str(error.value).startswith("file.x does not fit")
     assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
 
@@ -129,7 +135,9 @@ def test_tensors_that_share_memory_come_back_and_are_copies(tmp_path):
 
 
 def test_names_with_slashes_do_not_collide(tmp_path):
-    checkpoint.save(tmp_path / "c", {"a": {"b": torch.zeros(1)}, "a/b": torch.ones(1), 1: torch.ones(2), "1": torch.ones(3)})
+    checkpoint.save(
+        tmp_path / "c", {"a": {"b": torch.zeros(1)}, "a/b": torch.ones(1), 1: torch.ones(2), "1": torch.ones(3)}
+    )
     back = checkpoint.load(tmp_path / "c")
     assert back["a"]["b"] == 0 and back["a/b"] == 1 and len(back[1]) == 2 and len(back["1"]) == 3
 

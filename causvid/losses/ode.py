@@ -26,7 +26,7 @@ def state_indices(trajectory_times: Tensor, wanted: Sequence[float]) -> list[int
             held = ", ".join(f"{float(t):.4f}" for t in trajectory_times)
             raise UserError(
                 f"the stored trajectory holds no state at t = {time:.4f} (it holds {held}); choose student.steps whose "
-                "times are stored, or add them to ode_pairs.times"
+                "times are stored, or add them to ode_pairs.keep"
             )
         indices.append(int(distance.argmin()))
     return indices
@@ -52,7 +52,7 @@ class OdeRegression:
     def __call__(self, player: str, scene: Scene) -> LossOutput:
         """Mean squared error over the frames that count."""
         if scene.trajectory is None:
-            raise ValueError("ODE regression needs trajectories")
+            raise UserError("ODE regression needs trajectories: it is a loss for ode_init, not for distillation")
         times, states = scene.trajectory.times, scene.trajectory.states
         choices = len(times) if self.include_clean else len(times) - 1
         chosen = scene.per_block(scene.draw.integer("state", choices, len(scene.blocks)))
