@@ -35,7 +35,7 @@ def construct(bound: Bound, **supplied: Any) -> Any:
     options.update({k: v for k, v in supplied.items() if k in parameters and options.get(k) is None})
     try:
         return found.target(**options)
-    except (ValueError, TypeError, IndexError) as error:
+    except (ValueError, TypeError, LookupError, RuntimeError, ArithmeticError) as error:
         raise UserError(f"{bound.group} '{bound['name']}': {error}") from error
 
 

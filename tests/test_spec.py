@@ -186,3 +186,9 @@ def test_a_sweep_is_checked_whole_before_it_runs(tmp_path):
     assert not (tmp_path / "runs").exists()
     with pytest.raises(UserError, match="no 'sweep:'"):
         experiment.sweep("tiny/causvid", [], tmp_path / "runs")
+
+
+@pytest.mark.parametrize("change", ["model.freq_dim=-1", "model.layers=-1", "model.dim=0", "model.ffn_dim=-3"])
+def test_impossible_sizes_are_told_before_anything_runs(change):
+    with pytest.raises(UserError):
+        build.check(load("tiny/from_scratch", [change]))
