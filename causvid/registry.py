@@ -42,7 +42,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "sampler": ("causvid.samplers.ode", "causvid.samplers.few_step", "causvid.samplers.rollout"),
     "dataset": ("causvid.data.shapes",),
     "metric": ("causvid.eval.shapes_truth",),
-    "optimizer": ("causvid.training",),
+    "optimizer": ("causvid.optimizers",),
     "logger": ("causvid.training",),
     "stage": (
         "causvid.stages.teacher",
@@ -136,7 +136,9 @@ def find(group: str, name: str) -> Component:
             target = getattr(importlib.import_module(module), attribute)
             inspect.signature(target)
         except Exception as error:  # whatever that module raises is for its author to read
-            raise UnknownName(f"{group} '{name}' can't be imported: {type(error).__name__}: {error}") from error
+            reason = f"{type(error).__name__}: {error}"
+            hint = "; is its folder on PYTHONPATH?" if isinstance(error, ModuleNotFoundError) else ""
+            raise UnknownName(f"{group} '{name}' can't be imported: {reason}{hint}") from error
         return Component(group, name, target)
     known = components(group)
     if name not in known:

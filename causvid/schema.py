@@ -16,9 +16,29 @@ def component(group: str, default: Any = MISSING) -> Any:
     return field(default=default, metadata={"group": group})
 
 
+def bounds(least: float, most: float = float("inf"), count: int | None = None) -> dict[str, Any]:
+    """What a number must lie within, or every number of a list, which has ``count`` of them."""
+    return {"least": least, "most": most, "count": count}
+
+
 def number(default: Any = MISSING, *, least: float, most: float = float("inf")) -> Any:
     """A field that holds a number, or numbers, within bounds."""
-    return field(default=default, metadata={"least": least, "most": most})
+    return field(default=default, metadata=bounds(least, most))
+
+
+SIZE, SHARE, POSITIVE, NOT_NEGATIVE = bounds(1, 65536), bounds(0, 1), bounds(1e-9), bounds(0)
+MOST_STEPS = 10_000
+# Bounds on the options of registered components, by name: a name means the same in all of them.
+OPTIONS: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(("dim", "ffn_dim", "freq_dim", "heads", "layers", "hidden", "taps", "length"), SIZE),
+    **dict.fromkeys(("frames", "block_frames", "first_block_frames", "window_frames"), SIZE),
+    **dict.fromkeys(("t_min", "t_max", "t_floor", "context_t", "anchor", "drop_text", "momentum"), SHARE),
+    **dict.fromkeys(("shift", "theta", "time_scale"), POSITIVE),
+    **dict.fromkeys(("eps", "r1", "lr", "rest_lr", "weight_decay", "sink_frames"), NOT_NEGATIVE),
+    **dict.fromkeys(("betas", "rest_betas"), bounds(0, 1, count=2)),
+    "patch": bounds(1, 65536, count=2),
+    "steps": bounds(0, MOST_STEPS),  # a count from 1, or times from 0: the grid tells which
+}
 
 
 @dataclass(frozen=True)
@@ -71,7 +91,7 @@ class OdePairs:
     """``steps`` Euler steps of the teacher; the states that students of ``keep`` steps start from are stored."""
 
     count: int = number(least=1)
-    steps: int = number(48, least=1)
+    steps: int = number(48, least=1, most=MOST_STEPS)
     keep: Sequence[int] = number((1, 2, 3, 4), least=1)
     batch: int = number(32, least=1)
 
@@ -87,7 +107,7 @@ class OdeInit(Training):
 class Student:
     """The few-step student: ``steps`` is a count (a uniform grid, shifted) or a list of times."""
 
-    steps: int | Sequence[float] = 4
+    steps: int | Sequence[float] = number(4, least=0, most=MOST_STEPS)
     shift: float = number(1.0, least=1e-3)
     input: Any = component("student_input", "data")
     sampler: Any = component("sampler", "rollout")
@@ -109,7 +129,7 @@ class Evaluation:
 
     metrics: Sequence[Any] = component("metric", ("shapes_truth",))
     samples: int = number(256, least=1)
-    teacher_steps: Sequence[int] = number((4, 8, 16), least=1)
+    teacher_steps: Sequence[int] = number((4, 8, 16), least=1, most=MOST_STEPS)
     rollout_factor: int = number(10, least=1)
     rollout_samples: int = number(64, least=1)
     batch: int = number(64, least=1)
@@ -119,8 +139,8 @@ class Evaluation:
 class Runtime:
     """How to run, not what: outside every hash. ``threads`` 0 takes every core."""
 
-    threads: int = number(0, least=0)
-    device: str = "cpu"
+    threads: int = number(0, least=0, most=1024)
+    device: Literal["cpu"] = "cpu"
     loggers: Sequence[Any] = component("logger", ("jsonl",))
     checkpoint_seconds: float = number(30.0, least=0)
 

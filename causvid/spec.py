@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +32,14 @@ def experiments_folder() -> Path:
     raise UserError("the shipped experiments are missing from this installation; reinstall causvid")
 
 
-def find(name: str) -> Path:
-    """The file of a spec, given by path or by its name under experiments/.
+def find(name: str, beside: Path = Path()) -> Path:
+    """The file of a spec, given by path (from the folder ``beside``, or from here) or by its name under experiments/.
 
     Raises:
         UserError: no such spec; near names are suggested.
     """
     root = experiments_folder()
-    for candidate in (Path(name), root / name, root / f"{name}.yaml"):
+    for candidate in (beside / name, Path(name), root / name, root / f"{name}.yaml"):
         try:
             if candidate.is_file():
                 return candidate
@@ -77,10 +77,9 @@ def inherited(path: Path, seen: tuple[Path, ...] = ()) -> tuple[dict[str, Any], 
     base_name = own.pop("base", None)
     if base_name is None:
         return own, None
-    beside = path.parent / str(base_name)
-    base, _ = inherited(beside if beside.is_file() else find(str(base_name)), (*seen, path))
+    base, _ = inherited(find(str(base_name), path.parent), (*seen, path))
     base.pop("sweep", None)
-    return merge(base, own), base
+    return merge(named(base), own), base
 
 
 def merge(base: Any, own: Any) -> Any:
@@ -97,6 +96,24 @@ def merge(base: Any, own: Any) -> Any:
     for key, value in own.items():
         merged[key] = merge(merged[key], value) if key in merged else value
     return merged
+
+
+def named(data: Mapping[str, Any], schema: type = Schema) -> dict[str, Any]:
+    """The data with the default's name written into every component that holds options alone.
+
+    Else its options would leak into a component of another name that is merged over it.
+    """
+    out = dict(data)
+    hints = typing.get_type_hints(schema)
+    for f in fields(schema):
+        value = out.get(f.name)
+        if isinstance(value, Mapping) and is_dataclass(hints[f.name]):
+            out[f.name] = named(value, typing.cast(type, hints[f.name]))
+        elif (
+            isinstance(value, Mapping) and "name" not in value and "group" in f.metadata and isinstance(f.default, str)
+        ):
+            out[f.name] = {"name": f.default, **value}
+    return out
 
 
 def with_overrides(data: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
@@ -119,7 +136,7 @@ def with_overrides(data: dict[str, Any], overrides: Iterable[str]) -> dict[str, 
             value = typing.cast(dict[str, Any], plain)["value"]
         except (OmegaConfBaseException, YAMLError, ValueError, RecursionError) as error:
             raise UserError(f"override '{override}': the value is not YAML: {error}") from error
-        data = merge(data, nest(key, value))
+        data = merge(named(data), nest(key, value))
     return data
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,36 +24,6 @@ from causvid.registry import register
 from causvid.runs import Context
 from causvid.spec import Spec
 from causvid.types import LossOutput
-
-
-@register("optimizer", "adamw")
-def adamw(
-    model: nn.Module, lr: float = 1e-3, betas: Sequence[float] = (0.9, 0.999), weight_decay: float = 0.0
-) -> list[torch.optim.Optimizer]:
-    """AdamW on everything."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    return [torch.optim.AdamW(parameters, lr=lr, betas=(betas[0], betas[1]), weight_decay=weight_decay)]
-
-
-@register("optimizer", "muon")
-def muon(
-    model: nn.Module,
-    lr: float = 0.02,
-    momentum: float = 0.95,
-    rest_lr: float = 2e-3,
-    rest_betas: Sequence[float] = (0.9, 0.99),
-) -> list[torch.optim.Optimizer]:
-    """Muon on the matrices of the transformer's blocks, AdamW on the rest (embeddings, head, norms, modulation)."""
-    blocks = getattr(model, "blocks", None)
-    if blocks is None:
-        raise ValueError("optimizer 'muon' needs a model with transformer blocks")
-    matrices = [m.weight for m in blocks.modules() if isinstance(m, nn.Linear)]
-    ours = {id(p) for p in matrices}
-    rest = [p for p in model.parameters() if p.requires_grad and id(p) not in ours]
-    return [
-        torch.optim.Muon(matrices, lr=lr, momentum=momentum, weight_decay=0.0),
-        torch.optim.AdamW(rest, lr=rest_lr, betas=(rest_betas[0], rest_betas[1]), weight_decay=0.0),
-    ]
 
 
 class Player:

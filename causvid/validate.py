@@ -6,6 +6,7 @@ All errors are collected, each with its path, what is accepted and the nearest k
 from __future__ import annotations
 
 import inspect
+import math
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +15,7 @@ from typing import Any, Literal
 
 from causvid import registry
 from causvid.registry import did_you_mean
+from causvid.schema import OPTIONS
 
 # Arguments that the builder supplies; a spec may not set them.
 SUPPLIED: dict[str, tuple[str, ...]] = {
@@ -71,8 +73,7 @@ def section(schema: type, data: Any, path: str, errors: list[str]) -> dict[str, 
         elif group:
             out[key] = _component(group, value, where, errors)
         else:
-            out[key] = _value(hints[key], value, where, errors)
-            _check_bounds(out[key], f.metadata, where, errors)
+            out[key] = _bounded(hints[key], value, f.metadata, where, errors)
     return out
 
 
@@ -81,11 +82,19 @@ def _plain(value: Any) -> Any:
     return {f.name: getattr(value, f.name) for f in fields(value)} if is_dataclass(value) else value
 
 
-def _check_bounds(value: Any, metadata: Mapping[str, Any], path: str, errors: list[str]) -> None:
-    for item in value if isinstance(value, list) else [value]:
-        if "least" in metadata and isinstance(item, (int, float)) and not metadata["least"] <= item <= metadata["most"]:
-            most = "" if metadata["most"] == float("inf") else f" and at most {metadata['most']:g}"
-            errors.append(f"{path}: must be at least {metadata['least']:g}{most}, got {item}")
+def _bounded(hint: Any, value: Any, bounds: Mapping[str, Any], path: str, errors: list[str]) -> Any:
+    """Validate a value against a type, and the numbers in it against bounds, where there are any."""
+    mistakes: list[str] = []
+    value = _value(hint, value, path, mistakes)
+    if bounds and not mistakes:
+        if isinstance(value, list) and bounds["count"] not in (None, len(value)):
+            mistakes.append(f"{path}: expected {bounds['count']} numbers, got {len(value)}")
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, (int, float)) and not bounds["least"] <= item <= bounds["most"]:
+                most = "" if bounds["most"] == float("inf") else f" and at most {bounds['most']:g}"
+                mistakes.append(f"{path}: must be at least {bounds['least']:g}{most}, got {item}")
+    errors += mistakes
+    return value
 
 
 def _unknown(path: str, key: str, known: Iterable[str]) -> str:
@@ -128,8 +137,12 @@ def _options(
     group: str, found: registry.Component, value: Mapping[str, Any], path: str, errors: list[str]
 ) -> dict[str, Any]:
     accepted = options_of(group, found)
-    initialiser = found.target.__init__ if inspect.isclass(found.target) else found.target
-    hints = typing.get_type_hints(initialiser)
+    try:
+        hints = typing.get_type_hints(found.target.__init__ if inspect.isclass(found.target) else found.target)
+    except (NameError, TypeError, AttributeError) as error:
+        errors.append(f"{path}: the types of {group} '{found.name}' can't be read: {error}")
+        return {}
+    limits = {} if ":" in found.name else OPTIONS
     out: dict[str, Any] = {}
     for key in value:
         if key != "name" and key not in accepted:
@@ -145,7 +158,7 @@ def _options(
         else:
             errors.append(f"{where}: required by {group} '{found.name}', and missing")
             continue
-        out[key] = _value(hints.get(key, Any), given, where, errors)
+        out[key] = _bounded(hints.get(key, Any), given, limits.get(key, {}), where, errors)
     return out
 
 
@@ -176,10 +189,11 @@ def _value(hint: Any, value: Any, path: str, errors: list[str]) -> Any:
             errors.append(f"{path}: expected {_describe(hint)}, got {value!r}")
             return value
         return [_value(arguments[0], item, f"{path}[{i}]", errors) for i, item in enumerate(value)]
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    whole = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+    if hint is float and whole:
         return float(value)
     plain = {int: int, float: float, str: str, bool: bool, dict: Mapping, type(None): type(None)}
-    strange = (hint is int and isinstance(value, bool)) or (hint is float and value != value)
+    strange = (hint is int and not whole) or (hint is float and isinstance(value, float) and not math.isfinite(value))
     if hint not in plain or not isinstance(value, plain[hint]) or strange:
         errors.append(f"{path}: expected {_describe(hint)}, got {value!r}")
     return value

@@ -131,22 +131,23 @@ def test_a_stopped_training_continues_to_the_same_bytes(stage, first, folder, tm
 
 @pytest.mark.slow
 def test_kill_nine_at_any_moment_changes_nothing(first, folder, tmp_path):
-    """Kill the run again and again, later each time, until it gets through; every stage is hit on the way."""
-    command = [sys.executable, "-m", "causvid.cli", "run", toy_spec(folder), "--runs", str(tmp_path / "runs"), "--json"]
+    """Kill the run whenever it has finished a stage more, in the midst of the next, until it gets through."""
+    root = tmp_path / "runs"
+    command = [sys.executable, "-m", "causvid.cli", "run", toy_spec(folder), "--runs", str(root), "--json"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    finished = -1
     kills = 0
-    wait = 4.0
     while True:
         process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        try:
-            process.wait(timeout=wait)
+        while process.poll() is None and len(list(root.glob("*/*/DONE"))) <= finished:
+            time.sleep(0.002)
+        if process.poll() is not None:
             break
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            kills += 1
-            wait += 1.5
-            time.sleep(0.05)
+        time.sleep(0.01 * (kills % 3))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        kills += 1
+        finished = len(list(root.glob("*/*/DONE")))
     assert process.returncode == 0 and kills >= 3
     arm = spec.load(toy_spec(folder))
     for node in experiment.plan(arm):
