@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import re
 import sys
 
 import pytest
@@ -160,14 +161,39 @@ def test_numbers_out_of_range(override):
         (["ode_init.loss=dmd"], "ode_init.loss"),
         (["teacher_training.loss=gan"], "teacher_training.loss"),
         (["distill.optimizer=muon", "loss={name: sum, of: [dmd, gan]}", "distill.critic_optimizer=muon"], "muon"),
-        (["distill.optimizer={name: adamw, betas: [0.9]}"], "optimizer 'adamw'"),
-        (["distill.critic_optimizer={name: adamw, betas: []}"], "optimizer 'adamw'"),
-        (["ode_init.optimizer.lr=-1"], "Learning rate"),
+        (["distill.optimizer={name: adamw, betas: [0.9]}"], "optimizer.betas: expected 2 numbers, got 1"),
+        (["distill.critic_optimizer={name: adamw, betas: []}"], "critic_optimizer.betas: expected 2 numbers, got 0"),
+        (["ode_init.optimizer.lr=-1"], "ode_init.optimizer.lr: must be at least 0, got -1"),
     ],
 )
 def test_choices_that_cannot_work_are_told_before_anything_runs(overrides, words):
     with pytest.raises(UserError, match=words):
         build.check(load("tiny/from_scratch", overrides))
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("model.dim=0", "model.dim: must be at least 1 and at most 65536, got 0"),
+        ("model.patch=[16]", "model.patch: expected 2 numbers, got 1"),
+        ("model.dim=99999999999999999999", "model.dim: expected a whole number"),
+        ("loss.guidance=.inf", "loss.guidance: expected a number"),
+        ("loss.t_min=1.5", "loss.t_min: must be at least 0 and at most 1, got 1.5"),
+        ("student.steps=20000", "student.steps: must be at least 0 and at most 10000"),
+        ("runtime.device=tpu", "runtime.device: 'tpu' is not accepted"),
+        ("loss=no.such_module:Loss", "is its folder on PYTHONPATH"),
+    ],
+)
+def test_what_is_out_of_bounds_is_told_with_its_bounds(override, words):
+    with pytest.raises(UserError, match=re.escape(words)):
+        load("tiny/from_scratch", [override])
+
+
+def test_a_component_of_another_name_takes_over_no_option_of_the_default(tmp_path):
+    (tmp_path / "base.yaml").write_text("base: tiny/causvid\nstudent: {sampler: {context_t: 0.1}}\n")
+    (tmp_path / "arm.yaml").write_text("base: base.yaml\nstudent: {sampler: few_step}\n")
+    assert load(str(tmp_path / "base.yaml"))["student.sampler"] == {"name": "rollout", "context_t": 0.1}
+    assert load(str(tmp_path / "arm.yaml"))["student.sampler"] == {"name": "few_step"}
 
 
 def test_options_alone_change_the_default_component():
