@@ -40,7 +40,7 @@ def test_states_cover_their_ranges_evenly():
         assert values.bincount(minlength=kinds).tolist() == pytest.approx([count / kinds] * kinds, rel=0.2)
     for values, (low, high) in (
         (state.radius, shapes.RADIUS), (state.speed, shapes.SPEED), (state.ground, shapes.GROUND),
-        (state.start[:, 0], (0, shapes.SIZE)), (state.start[:, 1], (0, shapes.SIZE)),
+        (state.start[:, 0], shapes.START), (state.start[:, 1], shapes.START),
     ):  # fmt: skip
         share = (values - low) / (high - low)
         assert 0 <= share.min() < 0.01 and 0.99 < share.max() <= 1

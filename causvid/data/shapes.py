@@ -35,7 +35,8 @@ WORDS = ("a", *COLOURS, *SHAPES, "moves", *DIRECTIONS)
 SIZE = 32  # pixels along each side of the torus
 CELL = 4  # pixels along each side of a texture cell
 RADIUS = (5.0, 7.0)  # pixels; the radius of the circle of equal area
-SPEED = (1.0, 2.0)  # pixels per frame
+SPEED = (0.75, 1.25)  # pixels per frame
+START = (12.0, 20.0)  # pixels; the centre starts near the middle, as a cameraman would have it (decision 14)
 GROUND = (-0.5, -0.1)  # grey level in [-1, 1]
 TEXTURE = 0.1  # a cell is this much above or below the ground's level
 
@@ -114,11 +115,11 @@ def sample_states(seed: int, indices: Sequence[int], split: str = "train") -> St
     colour, shape, direction = (torch.tensor([row[i] for row in rows]) for i in range(3))
     uniform = torch.stack([row[3] for row in rows])
 
-    def between(bounds: tuple[float, float], column: int) -> Tensor:
-        return bounds[0] + (bounds[1] - bounds[0]) * uniform[:, column]
+    def between(bounds: tuple[float, float], columns: int | slice) -> Tensor:
+        return bounds[0] + (bounds[1] - bounds[0]) * uniform[:, columns]
 
     return State(
-        colour, shape, direction, between(RADIUS, 0), between(SPEED, 1), uniform[:, 2:4] * SIZE,
+        colour, shape, direction, between(RADIUS, 0), between(SPEED, 1), between(START, slice(2, 4)),
         between(GROUND, 4), torch.stack([row[4] for row in rows]),
     )  # fmt: skip
 

@@ -20,7 +20,7 @@ from causvid.registry import register
 
 MIN_OVERLAP = 0.7  # soft IoU of coverage and template; rendered data has at least .9
 FAINT = 0.2  # coverage up to this counts as none
-MIN_SPEED = 0.5  # pixels per frame: half of the slowest real motion
+MIN_SPEED = 0.375  # pixels per frame: half of the slowest real motion
 MAX_FIDELITY = 50.0  # dB; a video equal to its fitted rendering is reported as this
 
 
@@ -191,7 +191,7 @@ class ShapesTruth:
     def over_set(self, scores: dict[str, Tensor]) -> dict[str, float]:
         """Distances of the set's free quantities from their true laws."""
         start = torch.stack(
-            [_uniform_gap(scores["start_x"], 0, shapes.SIZE), _uniform_gap(scores["start_y"], 0, shapes.SIZE)]
+            [_uniform_gap(scores["start_x"], *shapes.START), _uniform_gap(scores["start_y"], *shapes.START)]
         )
         gaps = {
             "size_gap": _uniform_gap(scores["size"], *shapes.RADIUS),
