@@ -242,7 +242,8 @@ def test_gap_is_the_wasserstein_distance_in_units_of_the_range():
 
     perfect = {
         "size": spread(shapes.RADIUS, even), "speed": spread(shapes.SPEED, even.flip(0)),
-        "ground": spread(shapes.GROUND, even), "start_x": spread(shapes.START, even), "start_y": spread(shapes.START, even.flip(0)),
+        "ground": spread(shapes.GROUND, even), "start_x": spread(shapes.START, even),
+        "start_y": spread(shapes.START, even.flip(0)),
     }  # fmt: skip
     assert max(METRIC.over_set(perfect).values()) < 1e-6
     shifted = {**perfect, "size": spread(shapes.RADIUS, even + 0.25)}
