@@ -4,7 +4,8 @@
     python benchmarks/reference.py write --runs runs
 
 ``run`` executes what is not done, one thread a process; arms share stages through the store, and a killed run goes on.
-``write`` takes only what is finished and says what is missing.
+``write`` takes only what is finished and says what is missing; of the first seed it also keeps the curves of each
+training stage, averaged over fiftieths, so that a user sees what a healthy one looks like.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import sys
 from pathlib import Path
 
 import torch
+from ship_teacher import curves
 
 from causvid import experiment, runs, spec
 from causvid.eval.statistics import over_seeds
@@ -63,12 +65,17 @@ def write(which: str, root: Path, out: Path) -> None:
     store = runs.Store(root.resolve())
     found: dict[str, dict[int, dict[str, float]]] = {}
     missing: list[str] = []
+    healthy: dict[str, dict[str, dict]] = {}
     for name, seed, arm in arms(which):
-        node = experiment.plan(arm, "evaluate")[-1]
+        *before, node = experiment.plan(arm, "evaluate")
         if store.done(node):
+            if seed == SEEDS[0]:
+                logged = {each.name: store.folder(each) / "curves.jsonl" for each in before}
+                healthy[name] = {stage: curves(path, 50) for stage, path in logged.items() if path.is_file()}
             found.setdefault(name, {})[seed] = json.loads((store.folder(node) / "metrics.json").read_text())
         else:
             missing.append(f"{name}, seed {seed}")
+    (out / f"{which}_curves.json").write_text(json.dumps(healthy, sort_keys=True) + "\n")
     rows = {name: summary(by_seed) for name, by_seed in found.items()}
     (out / f"{which}.json").write_text(json.dumps({"missing": missing, "arms": rows}, indent=1, sort_keys=True) + "\n")
     header = ["arm", "seeds", *SHOWN, "share of teacher's ok"]
