@@ -42,6 +42,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "sampler": ("causvid.samplers.ode", "causvid.samplers.few_step", "causvid.samplers.rollout"),
     "dataset": ("causvid.data.shapes",),
     "metric": ("causvid.eval.shapes_truth",),
+    "dimension": ("causvid.eval.dimensions",),
     "optimizer": ("causvid.optimizers",),
     "logger": ("causvid.training",),
     "stage": (
