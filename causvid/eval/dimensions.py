@@ -118,15 +118,6 @@ class BackgroundConsistency(Dimension):
     fast_branch = True
 
 
-@register("dimension", "temporal_flickering")
-class TemporalFlickering(Dimension):
-    """(255 - mean absolute difference of successive frames) / 255, exact here; only its filter of videos needs RAFT."""
-
-    scale = quality(0.6293)
-    fidelity = "exact"
-    suite = "temporal_flickering"
-
-
 @register("dimension", "motion_smoothness")
 class MotionSmoothness(Dimension):
     """AMT-S predicts the odd frames from the even ones: (255 - mean absolute error) / 255."""
