@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 
 from causvid.errors import UserError
-from causvid.eval.statistics import over_seeds, t95
+from causvid.eval.statistics import t95
 from causvid.randomness import key
 
 SEEDS_FOR_VERDICT = 5
 DRAWS = 10_000
+POWER_Z = 0.8416  # normal quantile of 80%
 Verdict = Literal["better", "worse", "inconclusive", "one seed: no verdict"]
 
 # Scores of an arm: suite -> dimension -> (training seeds, prompts). One suite's dimensions share its prompts.
@@ -209,32 +210,21 @@ def false_positives(base: Arm, statistic: Statistic, splits: int = 200, draws: i
     return wrong / splits
 
 
-def detectable(base: Arm, statistic: Statistic, seeds: int, draws: int = 2000) -> float:
-    """The difference that 80% of comparisons with this many seeds an arm would find, from a pilot's own spread.
+def detectable(pilot: Arm, statistic: Statistic, seeds: int) -> float:
+    """The least difference that 80% of comparisons with so many training seeds an arm would call one.
 
-    Within a pilot of one seed the spread over trainings is unknown: the answer is then a lower bound.
+    Args:
+        pilot: scores of one arm, of at least two training seeds, on the prompts that will be used.
+        seeds: training seeds of each arm, at least two.
+
+    Raises:
+        UserError: too few seeds to know, or to find, anything.
     """
-    pilot, _ = _check(base, base)
-    values = per_seed(base, statistic)
-    _, low, high = over_seeds(values)
-    between = ((high - low) / 2 / t95(pilot - 1)) ** 2 * pilot if pilot > 1 else 0.0
-    if pilot == 1 or between == 0:
-        single = {s: {n: v[:1] for n, v in d.items()} for s, d in base.items()}
-        between = float(bootstrap(single, single, statistic, draws, paired_seeds=False).var()) or _prompt_variance(
-            single, statistic, draws
+    trained, _ = _check(pilot, pilot)
+    if trained < 2 or seeds < 2:
+        raise UserError(
+            f"a pilot of {trained} and a comparison of {seeds} training seeds: both need two, or the spread between "
+            "trainings is unknown and nothing can be told apart"
         )
-    error = math.sqrt(2 * between / seeds)
-    freedom = max(1, 2 * (seeds - 1))
-    return (t95(freedom) + 0.8416) * error
-
-
-def _prompt_variance(arm: Arm, statistic: Statistic, draws: int) -> float:
-    """Variance of one arm's statistic over resampled prompts: what another set of prompts would move it."""
-    generator = torch.Generator().manual_seed(key("power", draws))
-    weights = {}
-    for suite, scores in arm.items():
-        prompts = next(iter(scores.values())).shape[1]
-        rows = torch.randint(prompts, (draws, prompts), generator=generator)
-        counts = torch.zeros(draws, prompts, dtype=torch.float64)
-        weights[suite] = counts.scatter_add_(1, rows, torch.ones_like(rows, dtype=torch.float64)) / prompts
-    return float(statistic(_means(arm, torch.zeros(draws, 1, dtype=torch.long), weights)).var())
+    deviation = torch.tensor(per_seed(pilot, statistic), dtype=torch.float64).std(unbiased=True).item()
+    return (t95(2 * (seeds - 1)) + POWER_Z) * deviation * math.sqrt(2 / seeds)
