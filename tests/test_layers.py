@@ -35,7 +35,7 @@ LEVELS = (
     ("stages",),
     ("experiment",),
     ("generation",),
-    ("cli_eval",),
+    ("cli_eval", "cli_vbench"),
     ("cli",),
 )
 
