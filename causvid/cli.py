@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from causvid import cli_eval, cli_vbench
 from causvid.errors import UserError
 
 app = typer.Typer(
@@ -17,6 +18,10 @@ app = typer.Typer(
     help="Distil slow bidirectional video diffusion into fast causal streaming, from experiment specs.",
     epilog="Start with [bold]causvid run tiny/causvid[/]; see the components with [bold]causvid list[/].",
 )  # fmt: skip
+
+app.add_typer(cli_eval.app, name="eval")
+app.add_typer(cli_vbench.app, name="vbench")
+app.add_typer(cli_vbench.doctor, name="doctor")
 
 SpecArgument = Annotated[str, typer.Argument(metavar="SPEC", help="A name under experiments/, or a YAML file.")]
 Overrides = Annotated[
@@ -49,9 +54,12 @@ def run(
 
 @app.command(no_args_is_help=True)
 def sweep(
-    spec: SpecArgument, overrides: Overrides = None, runs: RunsOption = DEFAULT_RUNS, as_json: JsonOption = False
-) -> None:
-    """Run every arm of a spec's sweep; stages that arms share run once.
+    spec: SpecArgument, overrides: Overrides = None, runs: RunsOption = DEFAULT_RUNS, as_json: JsonOption = False,
+    status: Annotated[bool, typer.Option("--status", help="Only say how far each arm is.")] = False,
+) -> None:  # fmt: skip
+    """Run every arm of a spec's sweep, and compare them on a page; stages that arms share run once.
+
+    An arm that fails does not stop the others; the exit status is then 3.
 
     [bold]Examples[/]
 
@@ -61,9 +69,18 @@ def sweep(
     """
     from causvid import experiment
 
+    if status:
+        rows = experiment.sweep_status(spec, overrides or [], runs)
+        for row in rows if not as_json else []:
+            print(f"{row['done']:>3} of {row['stages']} stages  {json.dumps(row['arm'])}  {row['next']}".rstrip())
+        if as_json:
+            print(json.dumps(rows))
+        return
     arms = experiment.sweep(spec, overrides or [], runs)
     path = experiment.write_sweep(spec, arms, runs)
     print(json.dumps(json.loads(path.read_text())) if as_json else path)
+    if any(arm.error for arm in arms):
+        raise typer.Exit(3)
 
 
 @app.command(no_args_is_help=True)

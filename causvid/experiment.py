@@ -7,7 +7,7 @@ import inspect
 import itertools
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ class Outcome:
     skipped: list[str]
     metrics: dict[str, float]
     timings: dict[str, float]
+    folders: dict[str, Path] = field(default_factory=dict)
 
     @property
     def report(self) -> Path:
@@ -135,15 +136,26 @@ def run_spec(spec: Spec, root: Path) -> Outcome:
     folders = {node.name: store.folder(node) for node in nodes}
     metrics = _json(folders["evaluate"] / "metrics.json") if "evaluate" in folders else {}
     timings = _json(folders["sample"] / "timings.json") if "sample" in folders else {}
-    return Outcome(folders[nodes[-1].name], executed, skipped, metrics, timings)
+    return Outcome(folders[nodes[-1].name], executed, skipped, metrics, timings, folders)
 
 
 def _json(path: Path) -> dict[str, float]:
     return json.loads(path.read_text())
 
 
-def sweep(name: str, overrides: Sequence[str], root: Path) -> list[tuple[dict[str, Any], Outcome]]:
+@dataclass(frozen=True)
+class Arm:
+    """An arm of a sweep: what it sets, and what came out or why it failed."""
+
+    values: dict[str, Any]
+    outcome: Outcome | None
+    error: str = ""
+
+
+def sweep(name: str, overrides: Sequence[str], root: Path) -> list[Arm]:
     """Run every arm of a spec's ``sweep`` mapping (dotted keys to lists): their grid, in order.
+
+    An arm that fails is told, kept with its error, and does not stop the rest.
 
     Raises:
         UserError: no sweep in the spec, or a key or value that is wrong in any arm; nothing has run then.
@@ -151,7 +163,25 @@ def sweep(name: str, overrides: Sequence[str], root: Path) -> list[tuple[dict[st
     arms = arms_of(name, overrides)
     for _, arm in arms:
         plan(arm)
-    return [(values, run_spec(arm, root)) for values, arm in arms]
+    out = []
+    for values, arm in arms:
+        try:
+            out.append(Arm(values, run_spec(arm, root)))
+        except Exception as error:  # the other arms are worth as much as before
+            out.append(Arm(values, None, f"{type(error).__name__}: {error}"))
+            progress.console.print(f"failed: {values}: {out[-1].error}", markup=False, soft_wrap=True)
+    return out
+
+
+def sweep_status(name: str, overrides: Sequence[str], root: Path) -> list[dict[str, Any]]:
+    """For each arm what it sets, how many of its stages are done, and the first that is not."""
+    store, rows = runs.Store(root.resolve()), []
+    for values, arm in arms_of(name, overrides):
+        nodes = plan(arm)
+        waiting = [node for node in nodes if not store.done(node)]
+        next_stage = f"{waiting[0].name}: {store.explain(waiting[0])}" if waiting else ""
+        rows.append({"arm": values, "done": len(nodes) - len(waiting), "stages": len(nodes), "next": next_stage})
+    return rows
 
 
 def arms_of(name: str, overrides: Sequence[str]) -> list[tuple[dict[str, Any], Spec]]:
@@ -159,27 +189,44 @@ def arms_of(name: str, overrides: Sequence[str]) -> list[tuple[dict[str, Any], S
     return [(values, specs.load(name, [*overrides, *_as_overrides(values)])) for values in grid(name, overrides)]
 
 
-def write_sweep(name: str, arms: list[tuple[dict[str, Any], Outcome]], root: Path) -> Path:
-    """Write the arms' settings, metrics and reports as JSON beside the runs, and show a table of the main numbers."""
+def write_sweep(name: str, arms: list[Arm], root: Path) -> Path:
+    """Write the arms' settings, metrics and reports as JSON and a page beside the runs; show the main numbers."""
     from rich.table import Table
 
-    keys = list(arms[0][0])
+    from causvid.eval import sweep_page
+
+    keys = list(arms[0].values)
     table = Table(*keys, "teacher.ok", "student.ok", "fidelity", "contrast", "last tenth", title=name)
-    for values, outcome in arms:
-        m = outcome.metrics
+    for arm in arms:
+        m = arm.outcome.metrics if arm.outcome else {}
         shown = [m.get(k) for k in ("teacher.ok", "student.ok", "student.fidelity", "student.contrast")]
         shown.append(m.get("student.ok_last_tenth"))
-        table.add_row(*(str(values[key]) for key in keys), *("-" if v is None else f"{v:.3f}" for v in shown))
+        table.add_row(*(str(arm.values[key]) for key in keys), *("-" if v is None else f"{v:.3f}" for v in shown))
     progress.console.print(table)
-    rows = [{"arm": values, **outcome.as_json()} for values, outcome in arms]
-    identity = hashlib.sha256(runs.canonical([row["run"] for row in rows]).encode()).hexdigest()[:16]
+    rows = [{"arm": a.values, **(a.outcome.as_json() if a.outcome else {"error": a.error})} for a in arms]
+    identity = hashlib.sha256(runs.canonical([name, [row["arm"] for row in rows]]).encode()).hexdigest()[:16]
     path = root.resolve() / "sweeps" / f"{identity}.json"
-    weights.write_json(path, {"spec": name, "arms": rows})
+    judged = [sweep_page.Judged(a.values, *_judged(a), a.error) for a in arms]
+    page = sweep_page.findings(name, judged)
+    weights.write_json(path, {"spec": name, "arms": rows, "comparisons": page.as_json()})
+    weights.write_bytes(path.with_suffix(".html"), sweep_page.render(page).encode())
+    weights.write_bytes(path.with_suffix(".csv"), sweep_page.csv_of(page).encode())
     return path
 
 
+def _judged(arm: Arm) -> tuple[dict[str, list[float]], dict[str, float], str]:
+    """(the student's scores by prompt, timings, the report's path) of an arm; empty where it failed."""
+    if arm.outcome is None or "evaluate" not in arm.outcome.folders:
+        return {}, {}, ""
+    scores = json.loads((arm.outcome.folders["evaluate"] / "scores.json").read_text())["scores"]
+    return scores.get("student", {}), arm.outcome.timings, str(arm.outcome.report)
+
+
 def grid(name: str, overrides: Sequence[str]) -> list[dict[str, Any]]:
-    """The arms of a sweep, each a mapping of dotted keys to values."""
+    """The arms of a sweep, each a mapping of dotted keys to values.
+
+    A key that names several, ``student.steps, loss.guidance``, goes through its list of rows with all of them at once.
+    """
     keys = specs.load(name, overrides)["sweep"]
     if not keys:
         raise UserError(
@@ -188,7 +235,18 @@ def grid(name: str, overrides: Sequence[str]) -> list[dict[str, Any]]:
     for key, values in keys.items():
         if not isinstance(values, list) or not values:
             raise UserError(f"{name}: sweep.{key}: expected a list of values, got {values!r}")
-    return [dict(zip(keys, values, strict=True)) for values in itertools.product(*keys.values())]
+    columns, named = [], []
+    for key, values in keys.items():
+        names = [part.strip() for part in key.split(",")]
+        named += names
+        rows = [value if len(names) > 1 else [value] for value in values]
+        for row in rows:
+            if not isinstance(row, list) or len(row) != len(names):
+                raise UserError(f"{name}: sweep.{key}: each row gives {len(names)} values, got {row!r}")
+        columns.append([dict(zip(names, row, strict=True)) for row in rows])
+    if len(named) != len(set(named)):
+        raise UserError(f"{name}: sweep: a key is given twice: {', '.join(named)}")
+    return [{k: v for part in parts for k, v in part.items()} for parts in itertools.product(*columns)]
 
 
 def _as_overrides(values: dict[str, Any]) -> list[str]:

@@ -41,7 +41,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "discriminator": ("causvid.models.discriminator",),
     "sampler": ("causvid.samplers.ode", "causvid.samplers.few_step", "causvid.samplers.rollout"),
     "dataset": ("causvid.data.shapes",),
-    "metric": ("causvid.eval.shapes_truth",),
+    "metric": ("causvid.eval.shapes_truth", "causvid.eval.exact", "causvid.eval.proxies"),
+    "dimension": ("causvid.eval.dimensions", "causvid.eval.exact", "causvid.eval.proxies"),
     "optimizer": ("causvid.optimizers",),
     "logger": ("causvid.training",),
     "stage": (

@@ -36,7 +36,7 @@ def interval(values: Tensor, draws: int = 2000) -> tuple[float, float]:
     return float(means[int(0.025 * draws)]), float(means[int(0.975 * draws) - 1])
 
 
-def _t95(freedom: int) -> float:
+def t95(freedom: int) -> float:
     """Two-sided 95% quantile of Student's t; beyond the table its expansion at infinity (error below .003)."""
     if freedom <= len(T95):
         return T95[freedom - 1]
@@ -50,5 +50,5 @@ def over_seeds(values: Sequence[float]) -> tuple[float, float, float]:
     if len(values) < 2:
         return mean, math.nan, math.nan
     deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
-    half = _t95(len(values) - 1) * deviation / math.sqrt(len(values))
+    half = t95(len(values) - 1) * deviation / math.sqrt(len(values))
     return mean, mean - half, mean + half

@@ -1,0 +1,214 @@
+"""Results of an evaluation: one JSONL row per video, clip and dimension, appended as soon as it is known.
+
+A row is found again by content: the video's SHA-256, the clip, the dimension and its version, the judge, the digests
+of its weights, the decoder and the clip policy. So a stopped evaluation goes on where it was and loses at most the row
+it was writing; and nothing stale is taken for new, whatever files are called.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from causvid import weights
+from causvid.errors import UserError
+from causvid.eval.pooling import Judged
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked of a judge; equal questions have equal answers, so this is the cache's key."""
+
+    video_sha256: str
+    clip: int
+    frames: tuple[int, int]  # [start, stop) of the video
+    dimension: str
+    version: int
+    judge: str
+    weights: Mapping[str, str] = field(default_factory=dict)  # file -> digest
+    decoder: str = ""
+    clip_policy: str = ""
+    prompt: str | None = None  # of dimensions that compare with it
+
+    @property
+    def key(self) -> str:
+        text = json.dumps(asdict(self), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class Row:
+    """An answered question. ``score`` None: the judge has nothing to say, which is not 0."""
+
+    question: Question
+    score: float | None
+
+    def as_json(self) -> dict[str, Any]:
+        return {"key": self.question.key, **asdict(self.question), "score": self.score}
+
+
+class Store:
+    """A JSONL file of rows that one process at a time appends to; opening it drops a line that was cut short."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(self._file)
+            raise UserError(
+                f"{path} is in use by another evaluation; wait for it, or write to another folder"
+            ) from error
+        self._scores = self._read()
+
+    def _read(self) -> dict[str, float | None]:
+        content = self.path.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        if len(whole) < len(content):
+            os.ftruncate(self._file, len(whole))
+        scores: dict[str, float | None] = {}
+        for number, line in enumerate(whole.splitlines(), 1):
+            try:
+                row = json.loads(line)
+                scores[row["key"]] = row["score"]
+            except (ValueError, KeyError, TypeError) as error:
+                self.close()
+                raise UserError(f"{self.path}, line {number}, is no row; repair or remove the file") from error
+        return scores
+
+    def __contains__(self, question: Question) -> bool:
+        return question.key in self._scores
+
+    def __getitem__(self, question: Question) -> float | None:
+        return self._scores[question.key]
+
+    def __len__(self) -> int:
+        return len(self._scores)
+
+    def append(self, row: Row) -> None:
+        """Write a row, to the disk.
+
+        Raises:
+            ValueError: a score that is not finite.
+        """
+        if row.score is not None and not math.isfinite(row.score):
+            raise ValueError(f"{row.question.dimension}: the judge's score is {row.score}")
+        os.write(self._file, (json.dumps(row.as_json(), sort_keys=True) + "\n").encode())
+        os.fsync(self._file)
+        self._scores[row.question.key] = row.score
+
+    def close(self) -> None:
+        os.close(self._file)
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """All that must be equal for two scores to be comparable. ``id`` is its hash."""
+
+    judged_prompts: str  # digest of the short prompts, in order
+    generating_prompts: str  # digest of what the model was asked for
+    videos_per_prompt: int
+    clip_policy: str
+    decoder: str
+    judges: Mapping[str, str]  # dimension -> judge and version
+    weights: Mapping[str, str]  # file -> digest
+    seeds: tuple[int, ...] | None = None  # None: not recorded by who sampled
+    codec: str | None = None  # how the videos were encoded; None: not recorded
+    static_filter: bool = False  # before temporal flickering
+
+    @property
+    def id(self) -> str:
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def prompts_digest(texts: Iterable[str]) -> str:
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
+
+
+def differences(protocols: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """For each field in which some protocols differ, the value of each by name."""
+    fields = dict.fromkeys(key for protocol in protocols.values() for key in protocol)
+    out = {}
+    for key in fields:
+        values = {name: protocol.get(key) for name, protocol in protocols.items()}
+        if len({json.dumps(value, sort_keys=True) for value in values.values()}) > 1:
+            out[key] = values
+    return out
+
+
+def require_comparable(protocols: Mapping[str, Mapping[str, Any]], across: bool = False) -> str:
+    """The mark of a table that lays results side by side: empty where their protocols are one.
+
+    Raises:
+        UserError: protocols differ and ``across`` was not asked for.
+    """
+    found = differences(protocols)
+    if not found:
+        return ""
+    detail = "; ".join(
+        f"{key}: " + ", ".join(f"{name} {json.dumps(value)[:60]}" for name, value in values.items())
+        for key, values in found.items()
+    )
+    if not across:
+        raise UserError(
+            f"these results have different protocols and are not comparable ({detail}); "
+            "judge them alike, or ask for it with --across-protocols"
+        )
+    return f"DIFFERENT PROTOCOLS, not comparable: {', '.join(found)} differ"
+
+
+def write_upstream(path: Path, scores: Mapping[str, float], rows: Mapping[str, Iterable[Judged]]) -> None:
+    """Write ``*_eval_results.json`` as upstream does, for a leaderboard: {dimension: [score, per clip]}.
+
+    Per clip, imaging quality is in percent and the score is not, as upstream has it.
+    """
+    table = {}
+    for name, score in scores.items():
+        factor = 100 if name == "imaging_quality" else 1
+        detail = [
+            {"video_path": row.video, "video_results": row.score * factor}
+            for row in rows.get(name, ())
+            if row.score is not None
+        ]
+        table[name] = [score, detail]
+    weights.write_json(path, table)
+
+
+def read_upstream(path: Path) -> dict[str, list[Judged]]:
+    """Per-video scores of an upstream results file, by dimension, in [0, 1].
+
+    Raises:
+        UserError: not such a file.
+    """
+    from causvid.eval.aggregate import read_scores
+
+    read_scores(path)
+    out: dict[str, list[Judged]] = {}
+    for name, value in json.loads(path.read_text("utf-8")).items():
+        name = name.replace(" ", "_")
+        details = value[1] if isinstance(value, list) and len(value) > 1 and isinstance(value[1], list) else []
+        factor = 100 if name == "imaging_quality" else 1
+        try:
+            out[name] = [
+                Judged(str(each["video_path"]), 0, float(each["video_results"]) / factor)
+                for each in details
+                if "video_path" in each
+            ]
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path}: {name} has a detail that is no score of a video: {error}") from error
+    return out

@@ -1,0 +1,165 @@
+"""Differences between arms: closed forms, real coverage by simulation, and that two seeds of one spec are no effect."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from causvid.errors import UserError
+from causvid.eval import ablation
+from causvid.eval.ablation import Difference, bootstrap, compare, detectable, false_positives, holm, mean_of
+from causvid.eval.aggregate import half_score, scales, total_score
+
+MEAN = mean_of("ok")
+
+
+def arm(seeds, prompts=40, shift=0.0, between=0.05, noise=0.1, key=0):
+    """Scores with an effect of the prompt (the same in all arms), of the training seed, and noise."""
+    easy = torch.randn(prompts, generator=torch.Generator().manual_seed(99)) * 0.2
+    g = torch.Generator().manual_seed(key)
+    values = (
+        0.5
+        + shift
+        + easy
+        + torch.randn(seeds, 1, generator=g) * between
+        + torch.randn(seeds, prompts, generator=g) * noise
+    )
+    return {"suite": {"ok": values.double()}}
+
+
+def full(seeds, key, shift=0.0):
+    """All sixteen dimensions in two suites."""
+    g = torch.Generator().manual_seed(key)
+    names = list(scales())
+    return {
+        suite: {name: (0.6 + shift + 0.1 * torch.rand(seeds, 20, generator=g)).double() for name in part}
+        for suite, part in (("one", names[:9]), ("two", names[9:]))
+    }
+
+
+def test_a_clear_difference_is_found_and_its_sign_is_right():
+    up = compare("ok", arm(5, shift=0.3, key=1), arm(5, key=2), MEAN)
+    assert up.verdict == "better" and up.low < up.value < up.high and up.value == pytest.approx(0.3, abs=0.1)
+    assert compare("ok", arm(5, key=2), arm(5, shift=0.3, key=1), MEAN).verdict == "worse" and up.p < 0.01
+
+
+def test_the_whole_aggregation_goes_through():
+    one, two = full(6, 1, 0.1), full(6, 2)
+    found = compare("total", one, two, total_score)
+    by_hand = [float(total_score({n: v.mean() for d in each.values() for n, v in d.items()})) for each in (one, two)]
+    assert found.value == pytest.approx(by_hand[0] - by_hand[1], abs=1e-12) and found.verdict == "better"
+    assert compare("quality", two, one, lambda means: half_score(means, "quality")).verdict == "worse"
+
+
+def test_the_draws_spread_as_the_two_level_model_says():
+    seeds, prompts = 8, 50
+    values = torch.randn(seeds, prompts, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    flat = {"suite": {"ok": torch.zeros(seeds, prompts, dtype=torch.float64)}}
+    drawn = bootstrap({"suite": {"ok": values}}, flat, MEAN, 40_000)
+    means, columns = values.mean(1), values.mean(0)
+    seed_part = means.var(unbiased=False) / seeds
+    prompt_part = columns.var(unbiased=False) / prompts
+    both = (values - means[:, None] - columns[None] + values.mean()).pow(2).mean() / (seeds * prompts)
+    expected = float(seed_part + prompt_part + both) * seeds / (seeds - 1)
+    assert drawn.var().item() == pytest.approx(expected, rel=0.04)
+    assert drawn.mean().item() == pytest.approx(values.mean().item(), abs=0.005)
+
+
+def test_what_all_arms_share_is_no_noise():
+    base = arm(5, between=0.0, noise=0.0)
+    moved = {"suite": {"ok": base["suite"]["ok"] + 0.01}}  # prompts differ by .2, the arms by .01 on each
+    found = compare("ok", moved, base, MEAN)
+    assert (found.low, found.high) == pytest.approx((0.01, 0.01), abs=1e-9) and found.verdict == "better"
+
+
+def test_two_seeds_of_one_spec_are_no_effect():
+    first, second = arm(1, between=0.3, noise=0.01, key=1), arm(1, between=0.3, noise=0.01, key=5)
+    found = compare("ok", first, second, MEAN)
+    assert abs(found.value) > 0.1 and found.verdict == "one seed: no verdict" and math.isnan(found.p)
+
+
+def test_few_seeds_have_students_interval():
+    one = {"s": {"ok": torch.tensor([[1.0], [3.0]])}}
+    two = {"s": {"ok": torch.tensor([[0.0], [2.0]])}}
+    found = compare("ok", one, two, MEAN)  # error sqrt(2/2 + 2/2), 2 degrees of freedom, t = 4.3027
+    assert (found.value, found.low, found.high) == pytest.approx(
+        (1, 1 - 4.3027 * 2**0.5, 1 + 4.3027 * 2**0.5), abs=1e-4
+    )
+    assert found.verdict == "inconclusive"
+    # t of 1/sqrt(2) at 2 degrees of freedom: p = 1 - t / sqrt(2 + t^2)
+    assert found.p == pytest.approx(1 - 0.5**0.5 / 2.5**0.5, abs=1e-5)
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5, 8])
+def test_arms_of_one_spec_are_called_different_at_most_as_often_as_said(seeds):
+    trials = 250
+    wrong = sum(
+        compare("ok", arm(seeds, key=2 * n), arm(seeds, key=2 * n + 1), MEAN, 400).verdict != "inconclusive"
+        for n in range(trials)
+    )
+    assert wrong / trials <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / trials)
+
+
+def test_a_real_effect_is_found_as_often_as_the_power_says():
+    pilot = arm(200, key=77)
+    effect = detectable(pilot, MEAN, 5)
+    trials = 200
+    hits = sum(
+        compare("ok", arm(5, shift=effect, key=2 * n), arm(5, key=2 * n + 1), MEAN, 400).verdict == "better"
+        for n in range(trials)
+    )
+    assert 0.68 <= hits / trials <= 0.9  # 80%, less what the wider of two intervals costs
+    assert detectable(pilot, MEAN, 10) < effect
+    with pytest.raises(UserError, match="need two"):
+        detectable(arm(1), MEAN, 5)
+
+
+def test_a_a_over_splits_of_one_arm_stays_at_the_nominal_rate():
+    assert false_positives(arm(10, key=4), MEAN, 150, 300) <= 0.05
+    with pytest.raises(UserError, match="four"):
+        false_positives(arm(3), MEAN)
+
+
+def test_ignoring_training_seeds_would_not_stay_there():
+    """The fault that the first level cures: prompts alone, of one training each."""
+    wrong = 0
+    for n in range(100):
+        difference = (arm(1, key=2 * n)["suite"]["ok"] - arm(1, key=2 * n + 1)["suite"]["ok"])[0]
+        wrong += abs(difference.mean()) > 1.96 * difference.std() / len(difference) ** 0.5
+    assert wrong / 100 > 0.3
+
+
+def difference(p, verdict="better"):
+    return Difference("x", 1.0, 0.5, 1.5, p, 5, verdict)
+
+
+def test_holm_by_hand():
+    found = holm([difference(0.01), difference(0.04), difference(0.03), difference(0.005)])
+    assert [each.p for each in found] == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert [each.verdict for each in found] == ["better", "inconclusive", "inconclusive", "better"]
+    alone = holm([difference(math.nan, "one seed: no verdict"), difference(0.04)])
+    assert alone[0].verdict == "one seed: no verdict" and alone[1].p == pytest.approx(0.04)
+
+
+def test_draws_are_the_same_every_time_and_do_not_depend_on_the_order_of_suites():
+    one, two = full(5, 1), full(5, 2)
+    assert compare("t", one, two, total_score) == compare("t", one, two, total_score)
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (lambda v: v[:, :3], "same ones"), (lambda v: v * math.nan, "finite"), (lambda v: v[0], "finite"),
+    ],
+)  # fmt: skip
+def test_arms_that_are_not_alike_are_refused(change, word):
+    one = arm(5)
+    other = {"suite": {"ok": change(one["suite"]["ok"])}}
+    with pytest.raises(UserError, match=word):
+        compare("ok", one, other, MEAN)
+    with pytest.raises(UserError, match="paired"):
+        compare("ok", one, {"other": one["suite"]}, MEAN)
+    with pytest.raises(UserError, match="as many"):
+        ablation.bootstrap(arm(5), arm(4), MEAN, paired_seeds=True)

@@ -1,0 +1,149 @@
+"""Totals of VBench against published rows, an independent computation, and every kind of bad table."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from causvid.cli import app
+from causvid.errors import UserError
+from causvid.eval import aggregate as vbench
+from causvid.eval.dimensions import Dimension, dimensions, quality, scales
+from causvid.registry import register
+
+NAMES = (
+    "subject_consistency", "background_consistency", "temporal_flickering", "motion_smoothness", "dynamic_degree",
+    "aesthetic_quality", "imaging_quality", "object_class", "multiple_objects", "human_action", "color",
+    "spatial_relationship", "scene", "appearance_style", "temporal_style", "overall_consistency",
+)  # fmt: skip
+# ruff: noqa: E501
+# Rows of the public leaderboard in its order, percent; then its total, quality and semantic score.
+ROWS = {
+    "CausVid": (
+        [97.53, 97.19, 96.24, 98.05, 92.69, 64.15, 68.88, 92.99, 72.15, 99.80, 80.17, 64.65, 56.58, 24.27, 25.33, 27.51],
+        (84.27, 85.65, 78.75),
+    ),
+    "Kling": (
+        [98.33, 97.60, 99.30, 99.40, 46.94, 61.21, 65.62, 87.24, 68.05, 93.40, 89.90, 73.03, 50.86, 19.62, 24.17, 26.42],
+        (81.85, 83.39, 75.68),
+    ),
+    "Gen-3": (
+        [97.10, 96.62, 98.61, 99.23, 60.14, 63.34, 66.82, 87.81, 53.64, 96.40, 80.90, 65.09, 54.57, 24.31, 24.71, 26.69],
+        (82.32, 84.11, 75.17),
+    ),
+    "CogVideoX-5B": (
+        [96.23, 96.52, 98.66, 96.92, 70.97, 61.98, 62.90, 85.23, 62.11, 99.40, 82.81, 66.35, 53.20, 24.91, 25.38, 27.59],
+        (81.61, 82.75, 77.04),
+    ),
+}  # fmt: skip
+
+
+def table(row: str = "CausVid") -> dict[str, float]:
+    return dict(zip(NAMES, ROWS[row][0], strict=True))
+
+
+def run(tmp_path, content: str, *options: str):
+    path = tmp_path / "scores.json"
+    path.write_text(content)
+    return CliRunner().invoke(app, ["eval", "aggregate", str(path), *options])
+
+
+@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize("form", ["percent", "fractions", "spaces", "upstream"])
+def test_published_rows(tmp_path, row, form):
+    scores: dict = table(row)
+    if form in ("fractions", "upstream"):
+        scores = {name: value / 100 for name, value in scores.items()}
+    if form == "spaces":
+        scores = {name.replace("_", " "): value for name, value in scores.items()}
+    if form == "upstream":
+        scores = {name: [value, [{"video_path": "a-0.mp4", "video_results": value}]] for name, value in scores.items()}
+    result = run(tmp_path, json.dumps(scores), "--json")
+    out = json.loads(result.stdout.splitlines()[-1])
+    assert result.exit_code == 0 and list(out) == ["total", "quality", "semantic"]
+    assert [out[key] for key in out] == pytest.approx(ROWS[row][1], abs=0.011)
+
+
+@settings(max_examples=50)
+@given(st.lists(st.floats(0, 1), min_size=16, max_size=16))
+def test_the_totals_are_the_weighted_sums_that_the_benchmark_defines(values):
+    ranges = {0: (0.1462, 1), 1: (0.2615, 1), 2: (0.6293, 1), 3: (0.706, 0.9975), 12: (0, 0.8222)}
+    ranges |= {13: (0.0009, 0.2855), 14: (0, 0.364), 15: (0, 0.364)}
+    scaled = [(v - ranges.get(i, (0, 1))[0]) / (ranges.get(i, (0, 1))[1] - ranges.get(i, (0, 1))[0])
+              for i, v in enumerate(values)]  # fmt: skip
+    first, second = (sum(scaled[:7]) - scaled[4] / 2) / 6.5, sum(scaled[7:]) / 9
+    totals = vbench.aggregate(dict(zip(NAMES, values, strict=True)))
+    assert (totals.quality, totals.semantic) == pytest.approx((first, second), abs=1e-12)
+    assert totals.total == pytest.approx((4 * first + second) / 5, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("absent", "null"),
+    [(["color"], ["total", "semantic"]), (["dynamic_degree"], ["total", "quality"]), (list(NAMES), ["total", "quality", "semantic"])],
+)  # fmt: skip
+def test_a_missing_dimension_is_null_and_named_and_never_zero(tmp_path, absent, null):
+    scores = {name: value for name, value in table().items() if name not in absent}
+    result = run(tmp_path, json.dumps(scores), "--json")
+    out = json.loads(result.stdout.splitlines()[-1])
+    assert result.exit_code == 3 and sorted(out["missing"]) == sorted(absent)
+    assert [key for key in ("total", "quality", "semantic") if out[key] is None] == null
+    assert absent[0] in result.stderr and "not computable" in result.stderr
+    if out["quality"] is not None:
+        assert out["quality"] == pytest.approx(85.65, abs=0.011) and "8 of 9" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "word"),
+    [
+        ('{"color": NaN}', "color is nan"), ('{"color": Infinity}', "finite"), ('{"color": -1}', "finite"),
+        ('{"color": 100.5}', "finite"), ('{"color": null}', "leave a missing dimension out"),
+        ('{"color": true}', "color is true"), ('{"color": "80"}', "color"), ('{"colour": 1}', "did you mean 'color'"),
+        ('{"color": 1, "color": 2}', "twice"), ('{"object class": 1, "object_class": 2}', "twice"),
+        ('{"proxy_dynamics": 1}', "never enters a total"), ("[1]", "list"), ("{", "not readable JSON"), ("", "not readable"),
+        ('{"color": []}', "color"), ('{"color": [NaN, []]}', "nan"),
+    ],
+)  # fmt: skip
+def test_bad_tables_are_refused(tmp_path, content, word):
+    (tmp_path / "scores.json").write_text(content)
+    with pytest.raises(UserError, match=word):
+        vbench.read_scores(tmp_path / "scores.json")
+
+
+def test_no_file_is_one_error(tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        vbench.read_scores(tmp_path / "scores.json")
+
+
+def test_sixteen_dimensions_have_a_scale_and_no_proxy_can():
+    assert sorted(scales()) == sorted(NAMES)
+    assert {name for name, d in dimensions().items() if d.fidelity == "proxy"}.isdisjoint(scales())
+    with pytest.raises(TypeError, match="never enters a total"):
+
+        class Cheat(Dimension):
+            """A proxy that would be counted."""
+
+            fidelity, scale = "proxy", quality()
+
+    with pytest.raises(UserError, match="proxy"):
+        vbench.aggregate({"proxy_dynamics": 0.5})
+
+
+def test_a_dimension_is_registered_once():
+    with pytest.raises(ValueError, match="twice"):
+        register("dimension", "color")(type("Other", (Dimension,), {"__doc__": "x."}))
+
+
+def test_the_command_prints_for_eyes_too(tmp_path):
+    result = run(tmp_path, json.dumps(table()))
+    assert result.stdout.split() == [
+        "total",
+        "84.27",
+        "quality",
+        "85.65",
+        "semantic",
+        "78.74",
+    ]  # 78.745, rounded up when published

@@ -1,0 +1,107 @@
+"""Our driver against upstream called directly, on one set of random networks; needs the environment of the judge.
+
+Marked ``vbench``: ``make vbench`` sets the environment up once, outside the clone, and runs these.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from causvid.cli import app
+from causvid.data.video import write_mp4
+from causvid.errors import UserError
+from causvid.eval import reference, suites
+from causvid.eval.dimensions import dimensions
+from causvid.eval.exact import flickering
+from causvid.eval.judging import decode
+
+pytestmark = pytest.mark.vbench
+UPSTREAM = Path(__file__).with_name("vbench_upstream.py")
+
+
+def texture(seed: int, frames: int) -> torch.Tensor:
+    """A random ground that moves right by two pixels a frame, 128 pixels wide."""
+    ground = torch.rand(3, 16, 32, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    ground = torch.nn.functional.interpolate(ground[None], scale_factor=8, mode="bilinear")[0]
+    return torch.stack([ground[:, :, 2 * n : 2 * n + 128] for n in range(frames)])
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    """(upstream's scores, ours) by dimension and file."""
+    folder = tmp_path_factory.mktemp("parity")
+    videos, weights = folder / "videos", folder / "weights"
+    for number, frames in enumerate((4, 3)):
+        write_mp4(videos / f"clip {number}-0.mp4", texture(number, frames), fps=8, crf=10)
+    line = [str(reference.interpreter()), str(UPSTREAM), str(weights), str(videos)]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    theirs = json.loads(done.stdout.splitlines()[-1])
+    ours: dict[str, dict[str, float | None]] = {}
+    with reference.judge(weights, folder / "judge.log") as judge:
+        for name, scores in theirs.items():
+            style = "oil painting" if name == "appearance_style" else None
+            ours[name] = {file: judge.ask(name, videos / file, file[:-6], {name: style}) for file in scores}
+    return theirs, ours, videos, weights
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["subject_consistency", "background_consistency", "aesthetic_quality", "appearance_style", "imaging_quality",
+     "dynamic_degree", "motion_smoothness", "temporal_flickering"],
+)  # fmt: skip
+def test_the_driver_is_upstream(both, name):
+    theirs, ours, *_ = both
+    assert len(theirs[name]) == 2 and ours[name] == pytest.approx(theirs[name], abs=1e-5)
+
+
+def test_scores_are_not_all_the_same_so_that_equality_says_something(both):
+    theirs, *_ = both
+    assert sum(len({round(v, 6) for v in scores.values()}) == 2 for scores in theirs.values()) >= 6
+
+
+def test_our_flickering_is_upstreams_on_the_same_files(both):
+    theirs, _, videos, _ = both
+    own = {path.name: flickering(decode(path).frames) for path in sorted(videos.glob("*.mp4"))}
+    assert own == pytest.approx(theirs["temporal_flickering"], abs=1e-6)
+
+
+def test_a_judge_without_weights_says_so_and_downloads_nothing(tmp_path, both):
+    *_, videos, _ = both
+    video = next(iter(sorted(videos.glob("*.mp4"))))
+    with reference.judge(tmp_path / "none", tmp_path / "log") as judge:
+        for name in ("subject_consistency", "background_consistency", "aesthetic_quality"):
+            with pytest.raises(UserError, match=f"{name} can't be judged"):
+                judge.ask(name, video)
+        assert judge.ask("temporal_flickering", video) == pytest.approx(flickering(decode(video).frames), abs=1e-6)
+    assert not any(path.is_file() for path in (tmp_path / "none").rglob("*"))
+
+
+def test_the_doctor_finds_what_is_there(both):
+    *_, weights = both
+    result = CliRunner().invoke(app, ["doctor", "vbench", "--weights", str(weights), "--json"])
+    found = json.loads(result.stdout.splitlines()[-1])
+    assert result.exit_code == 3 and found["subject_consistency"] == found["motion_smoothness"] == []
+    assert "not 353,976,522 bytes" in found["background_consistency"][0][1]  # a random network is not the real one
+    assert any("missing: put it at" in what for _, what in found["scene"])
+
+
+def test_upstreams_list_of_prompts_is_read_whole():
+    line = [str(reference.interpreter()), "-c", "import importlib.util as u; print(u.find_spec('vbench').origin)"]
+    origin = subprocess.run(line, capture_output=True, text=True, check=True).stdout.strip()
+    prompts = suites.read_suite(Path(origin).parent / "VBench_full_info.json")
+    assert len(prompts) == 946 and len({prompt.text for prompt in prompts}) == 944
+    per_suite = {"subject_consistency": 72, "scene": 86, "overall_consistency": 93, "temporal_flickering": 75,
+                 "object_class": 79, "multiple_objects": 82, "human_action": 100, "color": 85,
+                 "spatial_relationship": 84, "temporal_style": 100, "appearance_style": 90}  # fmt: skip
+    counted = {name: sum(name in prompt.dimensions for prompt in prompts) for name in per_suite}
+    assert counted == per_suite
+    for name, dimension in dimensions().items():
+        if dimension.scale is not None:
+            assert sum(name in prompt.dimensions for prompt in prompts) == per_suite[dimension.suite]

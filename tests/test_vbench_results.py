@@ -1,0 +1,190 @@
+"""The store of rows: interrupted anywhere, it ends the same; bad files are told and never count as zero."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import time
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from causvid.cli import app
+from causvid.data.video import write_mp4
+from causvid.errors import UserError
+from causvid.eval.pooling import Judged
+from causvid.eval.results import Question, Row, Store, read_upstream, require_comparable, write_upstream
+
+pytest.importorskip("cv2", reason="judging files needs OpenCV: pip install 'causvid[eval]'")
+
+QUESTION = Question("ab", 0, (0, 8), "temporal_flickering", 1, "exact", {}, "opencv", "clean")
+
+
+def clip(seed: int, frames: int = 12) -> torch.Tensor:
+    still = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    return (still + torch.linspace(0, 0.5, frames)[:, None, None, None]).clamp(-1, 1)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    texts = ["a cat", "a dog", "a_b robot"]
+    for number, text in enumerate(texts):
+        for index in range(2):
+            write_mp4(tmp_path / "v" / f"{text}-{index}.mp4", clip(10 * number + index))
+    (tmp_path / "prompts.txt").write_text("\n".join(texts))
+    return tmp_path
+
+
+def command(folder, out, *options):
+    return ["eval", "videos", str(folder / "v"), "--prompts", str(folder / "prompts.txt"), "--out", str(out),
+            "--per-prompt", "2", *options]  # fmt: skip
+
+
+def judge(folder, out, *options):
+    result = CliRunner().invoke(app, command(folder, out, *options))
+    return result, (out / "results.json").read_bytes() if (out / "results.json").is_file() else b""
+
+
+def test_a_row_is_found_by_what_was_asked_and_by_nothing_else(tmp_path):
+    with Store(tmp_path / "rows") as store:
+        store.append(Row(QUESTION, 0.5))
+        store.append(Row(Question(**{**QUESTION.__dict__, "clip": 1}), None))
+    with Store(tmp_path / "rows") as store:
+        assert QUESTION in store and store[QUESTION] == 0.5 and len(store) == 2
+        changes = {"video_sha256": "cd", "clip": 2, "version": 2, "judge": "x", "weights": {"a": "1"}}
+        changes |= {"decoder": "pyav", "clip_policy": "upstream", "dimension": "color", "frames": (0, 9)}
+        for change in ({name: value} for name, value in changes.items()):
+            assert Question(**{**QUESTION.__dict__, **change}) not in store
+        with pytest.raises(ValueError, match="nan"):
+            store.append(Row(QUESTION, float("nan")))
+
+
+def test_a_line_cut_short_anywhere_is_dropped_and_the_rest_kept(tmp_path):
+    path = tmp_path / "rows"
+    with Store(path) as store:
+        for number in range(3):
+            store.append(Row(Question(**{**QUESTION.__dict__, "clip": number}), 0.1 * number))
+    whole = path.read_bytes()
+    start = whole.rfind(b"\n", 0, -1) + 1
+    for cut in (start + 1, start + 40, len(whole) - 1):
+        path.write_bytes(whole[:cut])
+        with Store(path) as store:
+            assert len(store) == 2
+            store.append(Row(Question(**{**QUESTION.__dict__, "clip": 2}), 0.2))
+        assert path.read_bytes() == whole
+
+
+def test_two_evaluations_do_not_write_one_file_and_a_damaged_one_is_told(tmp_path):
+    with Store(tmp_path / "rows"), pytest.raises(UserError, match="in use"):
+        Store(tmp_path / "rows")
+    (tmp_path / "bad").write_text("hello\n")
+    with pytest.raises(UserError, match="line 1"):
+        Store(tmp_path / "bad")
+
+
+def test_a_folder_is_judged_and_a_second_time_nothing_is_computed(folder, monkeypatch):
+    result, first = judge(folder, folder / "e", "--json")
+    out = json.loads(result.stdout.splitlines()[-1])
+    assert result.exit_code == 0 and out["problems"] == out["absent"] == []
+    assert 0.9 < out["scores"]["temporal_flickering"] < 1 and out["totals"]["total"] is None
+    assert set(out["proxies"]) == {"proxy_dynamics", "proxy_smoothness", "proxy_consistency", "proxy_sharpness"}
+    assert len(out["videos"]["temporal_flickering"]) == 6
+    from causvid.eval.exact import TemporalFlickering
+
+    monkeypatch.setattr(TemporalFlickering, "score", lambda self, frames: pytest.fail("computed again"))
+    assert judge(folder, folder / "e")[1] == first
+    again = json.loads((folder / "e" / "upstream_eval_results.json").read_text())
+    assert again["temporal_flickering"][0] == out["scores"]["temporal_flickering"]
+
+
+def test_bad_files_are_listed_and_change_no_score(folder):
+    _, content = judge(folder, folder / "good")
+    good = json.loads(content)["scores"]["temporal_flickering"]
+    videos = folder / "v"
+    (folder / "prompts.txt").write_text("a cat\na dog\na_b robot\na cow\na hen")
+    whole = (videos / "a dog-0.mp4").read_bytes()
+    (videos / "a cow-0.mp4").write_bytes(whole[: len(whole) // 2])  # corrupt
+    (videos / "a cow-1.mp4").write_bytes(whole)  # a copy
+    write_mp4(videos / "a hen-0.mp4", clip(1, 1))  # a single frame
+    (videos / "a hen-1.mp4").write_bytes(b"")  # empty
+    (videos / "a pig-0.mp4").write_bytes(whole)  # no prompt of the suite
+    result, content = judge(folder, folder / "bad")
+    out = json.loads(content)
+    told = dict(out["problems"])
+    assert result.exit_code == 3 and out["scores"]["temporal_flickering"] == good
+    assert sorted(told) == ["a cow-0.mp4", "a cow-1.mp4", "a hen-0.mp4", "a hen-1.mp4", "a pig-0.mp4"]
+    assert "copy of" in told["a cow-1.mp4"] and "single frame" in told["a hen-0.mp4"]
+    assert "no prompt" in told["a pig-0.mp4"] and "read" in told["a cow-0.mp4"] + told["a hen-1.mp4"]
+    assert all(name in result.stderr for name in told)
+
+
+def test_an_empty_folder_is_an_error(folder):
+    (folder / "w").mkdir()
+    result = CliRunner().invoke(app, ["eval", "videos", str(folder / "w"), "--prompts", str(folder / "prompts.txt")])
+    assert isinstance(result.exception, UserError) and "no video" in str(result.exception)
+
+
+def test_long_videos_are_cut_and_upstream_judges_encoded_clips(tmp_path):
+    (tmp_path / "prompts.txt").write_text("long")
+    noise = torch.rand(44, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    write_mp4(tmp_path / "v" / "long-0.mp4", noise, fps=8, crf=0)
+    scores = {}
+    for compat in ("clean", "upstream"):
+        judge(tmp_path, tmp_path / compat, "--long-compat", compat, "--dimension", "temporal_flickering")
+        rows = [json.loads(line) for line in (tmp_path / compat / "rows.jsonl").read_text().splitlines()]
+        length = 16 if compat == "clean" else 44  # a prompt of overall consistency: 10 s clips under upstream
+        assert rows[0]["frames"] == [0, length] and all(compat in row["clip_policy"] for row in rows)
+        scores[compat] = json.loads((tmp_path / compat / "results.json").read_text())
+    assert [row["frames"] for row in map(json.loads, (tmp_path / "clean" / "rows.jsonl").read_text().splitlines())] == [
+        [0, 16], [16, 32], [28, 44],
+    ]  # fmt: skip
+    raw = {name: each["scores"]["temporal_flickering"] for name, each in scores.items()}
+    assert raw["clean"] != raw["upstream"]
+    with pytest.raises(UserError, match="clip_policy"):
+        require_comparable({name: each["protocol"] for name, each in scores.items()})
+    mark = require_comparable({name: each["protocol"] for name, each in scores.items()}, across=True)
+    assert "not comparable" in mark and scores["clean"]["protocol_id"] != scores["upstream"]["protocol_id"]
+    assert require_comparable({"a": scores["clean"]["protocol"], "b": scores["clean"]["protocol"]}) == ""
+
+
+def test_upstreams_results_are_read_and_written(tmp_path):
+    path = tmp_path / "x_eval_results.json"
+    rows = {
+        "imaging_quality": [Judged("a-0.mp4", 0, 0.625)],
+        "color": [Judged("b-0.mp4", 0, None), Judged("c-0.mp4", 0, 0.5)],
+    }
+    write_upstream(path, {"imaging_quality": 0.625, "color": 0.5}, rows)
+    table = json.loads(path.read_text())
+    assert table["imaging_quality"] == [0.625, [{"video_path": "a-0.mp4", "video_results": 62.5}]]
+    assert read_upstream(path) == {"imaging_quality": rows["imaging_quality"], "color": rows["color"][1:]}
+    path.write_text('{"color": [0.5, [{"video_path": "a", "video_results": "x"}]]}')
+    with pytest.raises(UserError, match="no score of a video"):
+        read_upstream(path)
+
+
+def test_killed_ten_times_it_ends_with_the_same_file(folder):
+    for number in range(12):
+        write_mp4(folder / "v" / f"p{number}-0.mp4", clip(100 + number, 40))
+    (folder / "prompts.txt").write_text("\n".join(["a cat", "a dog", "a_b robot", *(f"p{n}" for n in range(12))]))
+    chance, out = random.Random(0), folder / "killed"
+    judge(folder, folder / "whole")
+    rows, kills = out / "rows.jsonl", 0
+    for _ in range(10):
+        before = rows.stat().st_size if rows.exists() else 0
+        child = os.fork()
+        if child == 0:  # no new interpreter: its imports would take most of the time
+            judge(folder, out)
+            os._exit(0)
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and not (rows.exists() and rows.stat().st_size > before):
+            time.sleep(0.001)
+        time.sleep(chance.random() * 0.03)
+        os.kill(child, signal.SIGKILL)
+        kills += os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    assert kills == 10
+    judge(folder, out)
+    for name in ("rows.jsonl", "results.json", "upstream_eval_results.json"):
+        assert (out / name).read_bytes() == (folder / "whole" / name).read_bytes()
