@@ -21,6 +21,7 @@ LEVELS = (
     ("schedule", "randomness", "progress"),
     ("types",),
     ("registry", "weights"),
+    ("tensor_files",),
     ("attention",),
     ("models",),
     ("data",),
