@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from causvid import cli_wan
 from causvid.errors import UserError
 
 app = typer.Typer(
@@ -17,6 +18,7 @@ app = typer.Typer(
     help="Distil slow bidirectional video diffusion into fast causal streaming, from experiment specs.",
     epilog="Start with [bold]causvid run tiny/causvid[/]; see the components with [bold]causvid list[/].",
 )  # fmt: skip
+app.add_typer(cli_wan.app)
 
 SpecArgument = Annotated[str, typer.Argument(metavar="SPEC", help="A name under experiments/, or a YAML file.")]
 Overrides = Annotated[

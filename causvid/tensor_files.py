@@ -97,8 +97,10 @@ def open_tensors(path: Path, stem: str = "diffusion_pytorch_model", part: str | 
         part: which dictionary to take from a pickle that holds several; needed only where there is a choice.
 
     Raises:
-        UserError: missing, damaged, not tensors, or code instead of data.
+        UserError: missing, damaged, not tensors, or code instead of data; or a part of what has none.
     """
+    if part and (path.is_dir() or path.name.endswith((".safetensors", INDEX))):
+        raise UserError(f"{path} holds one model, and no part '{part}'")
     if path.is_dir():
         return _open_folder(path, stem)
     if not path.is_file():

@@ -35,7 +35,8 @@ LEVELS = (
     ("training",),
     ("stages",),
     ("experiment",),
-    ("generation",),
+    ("generation", "convert"),
+    ("cli_wan",),
     ("cli",),
 )
 

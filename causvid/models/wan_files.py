@@ -66,7 +66,7 @@ def find(path: Path, part: str | None = None) -> Found:
         if (path / "transformer").is_dir():
             path = folder = path / "transformer"
         ours = (path / f"{OUR_STEM}.safetensors").is_file() or (path / f"{OUR_STEM}{tensor_files.INDEX}").is_file()
-        files = open_tensors(path, OUR_STEM if ours else OFFICIAL_STEM)
+        files = open_tensors(path, OUR_STEM if ours else OFFICIAL_STEM, part)
     else:
         folder = path.parent
         files = open_tensors(path, part=part or _only_generator(path))
