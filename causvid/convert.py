@@ -6,7 +6,7 @@ The certificate is made from what was written: it is read again, loaded, and run
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from causvid import progress, tensor_files
 from causvid.errors import UserError
 from causvid.models import wan_files
 from causvid.models.layouts import widest
-from causvid.models.wan import LAYOUTS, Size
+from causvid.models.wan import LAYOUTS, Layout, Size
 from causvid.randomness import Draw
 from causvid.registry import did_you_mean
 from causvid.types import Text
@@ -51,9 +51,8 @@ def convert(
     found = wan_files.find(source, part)
     size = wan_files.size_of(found, config)
     wan_files.checked(found, size)
-    kind = next(each for each in LAYOUTS if each == layout)
     progress.console.print(f"{found.files.path}: {found.layout}, {size}", highlight=False)
-    written = wan_files.write(found, size, kind, target, shard_bytes)
+    written = wan_files.write(found, size, cast(Layout, layout), target, shard_bytes)
     certificate = certify(found, wan_files.find(target), size)
     place = written.with_suffix(".certificate.json") if written.is_file() else written / "certificate.json"
     write_json(place, certificate)

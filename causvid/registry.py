@@ -23,8 +23,8 @@ T = TypeVar("T", bound=Callable[..., Any])
 # group -> modules that hold its built-in components
 GROUPS: dict[str, tuple[str, ...]] = {
     "model": ("causvid.models.dit",),
-    "codec": ("causvid.models.codecs",),
-    "text_encoder": ("causvid.models.text",),
+    "codec": ("causvid.models.codecs", "causvid.models.wan_vae"),
+    "text_encoder": ("causvid.models.text", "causvid.models.umt5"),
     "mask": ("causvid.attention.masks",),
     "position": ("causvid.attention.positions",),
     "cache": ("causvid.attention.cache",),
