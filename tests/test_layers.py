@@ -35,8 +35,8 @@ LEVELS = (
     ("training",),
     ("stages",),
     ("experiment",),
-    ("generation", "convert"),
-    ("cli_wan",),
+    ("generation", "wan_generation", "wan_weights", "convert"),
+    ("cli_wan", "cli_generate"),
     ("cli",),
 )
 

@@ -52,9 +52,6 @@ def randomise(module: torch.nn.Module, seed: int) -> torch.nn.Module:
 WORDS = ["a", "red", "fox", "runs", "in", "the", "snow", "blurred", "bad", ",", "."]
 CODEC = {"base_dim": 8}
 ENCODER = {"dim": 32, "layers": 2, "heads": 4, "ffn_dim": 48, "vocabulary_size": 64, "length": 12}
-    {"base_dim": 8},
-    {"dim": 32, "layers": 2, "heads": 4, "ffn_dim": 48, "vocabulary_size": 64, "length": 12},
-)
 
 
 def write_tokenizer(folder: Path) -> None:
@@ -72,12 +69,17 @@ def write_tokenizer(folder: Path) -> None:
     fast.save_pretrained(folder)
 
 
+def in_folder(folder: Path) -> Path:
+    """Where :func:`official_folder` put it."""
+    return folder / "Wan2.1-T2V-cut"
+
+
 def official_folder(folder: Path, size: Size = SMALL, shard_bytes: int = 10**9) -> Path:
     """A folder in the layout of the released Wan2.1-T2V, with random weights at a cut size."""
     from causvid.models import umt5, wan_files, wan_vae
 
     weights.write_tensors(folder / "ours" / "weights.safetensors", dict(random_model(size).named_parameters()))
-    out = folder / "Wan2.1-T2V-cut"
+    out = in_folder(folder)
     wan_files.write(wan_files.find(folder / "ours"), size, "official", out, shard_bytes)
     vae = randomise(wan_vae.WanVae(**CODEC).empty(), 1)
     state = dict(vae.named_parameters())

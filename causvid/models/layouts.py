@@ -107,7 +107,8 @@ def fill(
         UserError: see :func:`check`; the module is then as it was.
     """
     check(links, files, what)
-    module.to(dtype or widest(files)).to_empty(device=device)
+    # Past what libraries put in place of this method: their warnings are about casting values, and there are none yet.
+    nn.Module.to(module, dtype or widest(files)).to_empty(device=device)
     parameters = dict(module.named_parameters())
     with torch.no_grad():
         for link in links:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from causvid import build, training, weights
+from causvid.errors import UserError
 from causvid.randomness import Draw
 from causvid.registry import register
 from causvid.runs import Context
@@ -30,6 +31,10 @@ class Teacher:
         return ()
 
     def outside(self, spec: Spec) -> tuple[Path, ...]:
+        if spec["teacher_training.weights"] == "given":
+            raise UserError(
+                "teacher_training.weights: given weights can be sampled (causvid generate --spec), and not trained yet"
+            )
         return build.teacher_files(spec)
 
     def run(self, context: Context) -> None:
