@@ -229,6 +229,8 @@ def check(spec: Spec) -> None:
         raise UserError(f"student.sampler: '{spec['student.sampler.name']}' does not stream, as a causal student must")
     if not isinstance(spec["teacher_sampling"].get("steps"), int):
         raise UserError("teacher_sampling.steps: expected a count, by which the teacher's samples are named")
+    if spec["teacher_sampling"]["name"] == "unipc" and spec["teacher_training.weights"] != "given":
+        raise UserError("teacher_sampling: the stages of a run solve by 'euler'; 'unipc' is for generate --spec")
     if spec["evaluation.rollout_samples"] > spec["evaluation.samples"]:
         raise UserError("evaluation.rollout_samples: at most evaluation.samples, whose captions they take")
     teacher_files(spec)

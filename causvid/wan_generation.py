@@ -220,6 +220,11 @@ def _check(request: Request, studio: Studio) -> None:
             f"spec '{request.spec}' is not of Wan2.1: its codec must be wan_vae and its text encoder umt5; "
             "for a video from a finished run use --run"
         )
+    if request.model is None and not studio.teacher:
+        raise UserError(
+            f"spec '{request.spec}' samples a student, and --weights holds the teacher: give the student's weights "
+            "with --model (a model.pt, a folder, or the weights of a run)"
+        )
     if request.rollouts and request.frames:
         raise UserError("--frames and --rollouts exclude each other: a rollout has the length of the spec")
     if request.rollouts and not studio.causal:

@@ -366,6 +366,9 @@ def test_the_size_of_a_bare_model_must_be_said(tmp_path):
         wan_files.size_of(found)
     with pytest.raises(UserError, match=r"did you mean 'wan_test'"):
         wan_files.size_of(found, "wan_tset")
+    (tmp_path / "odd.json").write_text("{")
+    with pytest.raises(UserError, match="is not JSON"):
+        wan_files.size_of(found, str(tmp_path / "odd.json"))
     with pytest.raises(UserError, match="does not fit a Wan transformer"):
         wan_files.checked(found, wan_files.size_of(found, "wan_1_3b"))
     assert wan_files.size_of(found, "wan_test") == SMALL

@@ -155,7 +155,8 @@ WRONG = [
     (["causal", "a"], {"out": "runs"}, "--out must be an mp4 file"),
     (["causal", "a", "--seed", "1", "--seed", "2"], {}, "--out must be a folder"),
     (["causal", "--prompts", "nowhere.txt"], {}, "prompts nowhere.txt can't be read"),
-    (["causal", "a", "--set", "model.heads=6"], {"model": None}, "than the spec's: heads 4 (the spec's is 6)"),
+    (["causal", "a"], {"model": None}, "give the student's weights with --model"),
+    (["teacher_euler", "a", "--set", "model.heads=6"], {"model": None}, "than the spec's: heads 4 (the spec's is 6)"),
     (["causal", "a", "--set", "model.layers=3"], {}, "missing model.blocks.2."),
     (["causal", "a", "--set", "model.lairs=3"], {}, "did you mean 'layers'"),
     (["causal", "a", "--set", "world.codec.base_dim=16"], {}, "does not fit the VAE"),
@@ -178,7 +179,10 @@ def test_what_is_wrong_is_one_error(arguments, options, message, place, capsys):
         (["a", "--spec", "wan/causal", "--run", "tiny/causvid"], "exclude each other"),
         (["a", "--seed", "1", "--seed", "2"], "several seeds: only with --spec"),
         (["a", "--spec", "tiny/causvid", "--weights", "x"], "is not of Wan2.1"),
-        (["a", "--spec", "wan/causal", "--weights", "nowhere", "--device", "cpu"], "weights nowhere do not exist"),
+        (
+            ["a", "--spec", "wan/causal", "--weights", "x", "--model", "no", "--device", "cpu"],
+            "weights no do not exist",
+        ),
     ],
 )
 def test_options_that_do_not_go_together_are_told(arguments, message, capsys):

@@ -8,6 +8,7 @@ import torch
 from causvid import build, schedule, spec
 from causvid.attention import rope
 from causvid.attention.masks import BlockCausal
+from causvid.errors import UserError
 from causvid.models import wan_vae
 from causvid.models.dit import sinusoid
 from causvid.models.wan import SIZES, Size, links
@@ -107,3 +108,15 @@ def test_time_features_at_757():
     assert abs(float(features[0]) - torch.tensor(angle, dtype=torch.float64).cos()) < 1e-9
     last = torch.tensor(angle * 10000 ** (-127 / 128), dtype=torch.float64)
     assert abs(float(features[127]) - last.cos()) < 1e-9 and abs(float(features[255]) - last.sin()) < 1e-9
+
+
+def test_a_run_does_not_solve_by_another_sampler_than_it_says():
+    with pytest.raises(UserError, match="solve by 'euler'"):
+        build.check(spec.load("tiny/causvid", ["teacher_sampling={name: unipc, steps: 8}"]))
+
+
+def test_a_spec_of_given_weights_is_not_run(tmp_path):
+    from causvid import experiment
+
+    with pytest.raises(UserError, match="can be sampled"):
+        experiment.run("wan/causal", ["model.layers=1"], tmp_path)

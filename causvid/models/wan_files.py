@@ -76,7 +76,7 @@ def find(path: Path, part: str | None = None) -> Found:
             if name == mark or name.endswith(f".{mark}"):
                 prefix = name.removesuffix(mark)
                 kind: Layout = "causvid" if layout == "official" and prefix == "model." else layout
-                return Found(files, kind, prefix, _config(folder))
+                return Found(files, kind, prefix, _config(folder / "config.json"))
     some = ", ".join(list(files.shapes)[:4])
     raise UserError(f"{files.path} is in no known layout ({', '.join(LAYOUTS)}); its tensors are {some}, ...")
 
@@ -87,8 +87,7 @@ def _only_generator(path: Path) -> str | None:
     return "generator" if "generator" in held and "generator_ema" not in held else None
 
 
-def _config(folder: Path) -> tuple[str, dict[str, Any]] | None:
-    path = folder / "config.json"
+def _config(path: Path) -> tuple[str, dict[str, Any]] | None:
     if not path.is_file():
         return None
     try:
@@ -109,13 +108,10 @@ def size_of(found: Found, config: str | None = None) -> Size:
     if config in SIZES:
         return SIZES[config]
     if config is not None:
-        path = Path(config)
-        if not path.is_file():
+        given = _config(Path(config))
+        if given is None:
             near = did_you_mean(config, SIZES)
             raise UserError(f"no size or file '{config}'{near}; accepted: {', '.join(SIZES)}, or a config.json")
-        given = _config(path.parent) if path.name == "config.json" else None
-        if given is None:
-            given = (str(path), json.loads(path.read_text()))
         return size_from_config(given[1], given[0])
     if found.config is None:
         raise UserError(

@@ -31,13 +31,13 @@ class Teacher:
         return ()
 
     def outside(self, spec: Spec) -> tuple[Path, ...]:
-        if spec["teacher_training.weights"] == "given":
-            raise UserError(
-                "teacher_training.weights: given weights can be sampled (causvid generate --spec), and not trained yet"
-            )
         return build.teacher_files(spec)
 
     def run(self, context: Context) -> None:
+        if context.spec["teacher_training.weights"] == "given":
+            raise UserError(
+                "teacher_training.weights: given weights can be sampled (causvid generate --spec), and not trained yet"
+            )
         if context.spec["teacher_training.weights"] == "shipped":
             take(context)
         else:
