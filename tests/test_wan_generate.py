@@ -82,6 +82,7 @@ def test_every_mode_makes_a_video(mode, place, capsys):
     assert pixels.shape == (frames, 3, 16, 32)
 
 
+@pytest.mark.slow
 def test_seeds_prompts_negative_prompt_and_size_matter_and_nothing_else(place, capsys):
     one = video(place, capsys, "bidirectional", "a red fox")
     assert torch.equal(one, video(place, capsys, "bidirectional", " a  red fox"))  # the prompt is cleaned
@@ -191,6 +192,7 @@ def test_options_that_do_not_go_together_are_told(arguments, message, capsys):
     assert ended.value.code == 2 and message in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.slow
 def test_the_type_of_the_network_may_be_half(place, capsys):
     whole = video(place, capsys, "bidirectional", "a red fox")
     half = video(place, capsys, "bidirectional", "a red fox", "--dtype", "bf16")

@@ -117,8 +117,9 @@ class Umt5:
         return Text(out)
 
     def release(self) -> None:
-        """Let go of the network; the next prompt that is not stored loads it again."""
+        """Let go of the network and its file; the next prompt that is not stored opens them again."""
         self._network = None
+        self.__dict__.pop("_files", None)
 
     def tokens(self, prompt: str) -> Tensor:
         """Token numbers of a cleaned prompt, its end included, ``1 l``."""
