@@ -54,16 +54,21 @@ class World:
         latent_shape: (f, c, h, w) of a clip's latents.
     """
 
-    def __init__(self, spec: Spec) -> None:
+    def __init__(self, spec: Spec, **supplied: Any) -> None:
+        """Build a spec's world; ``supplied`` is what codec and text encoder take from outside, as their weights."""
         self.dataset = construct(spec["world.dataset"])
-        self.codec = construct(spec["world.codec"])
-        self.text_encoder = construct(spec["world.text_encoder"], vocabulary=self.dataset.vocabulary)
+        self.codec = construct(spec["world.codec"], **supplied)
+        self.text_encoder = construct(spec["world.text_encoder"], vocabulary=self.dataset.vocabulary, **supplied)
+        self.negative_prompt: str = spec["world.negative_prompt"]
         frames, channels, height, width = self.dataset.pixel_shape
         try:
             latent_frames = self.codec.latent_frames(frames)
         except ValueError as error:
             raise UserError(f"world.dataset and world.codec do not fit: {error}") from error
-        self.latent_shape = (latent_frames, self.codec.latent_channels(channels), height, width)
+        scale = self.codec.scale
+        if height % scale or width % scale:
+            raise UserError(f"world.codec: height and width must be multiples of {scale}, got {height}x{width}")
+        self.latent_shape = (latent_frames, self.codec.latent_channels(channels), height // scale, width // scale)
 
     def batch(self, indices: Sequence[int], split: str = "train") -> tuple[torch.Tensor, Text, Text]:
         """(latents ``b f c h w``, text, the empty prompt as often) of the given samples."""
@@ -71,7 +76,7 @@ class World:
         return self.codec.encode(pixels), self.text_encoder.encode(captions), self.unconditional(len(captions))
 
     def unconditional(self, count: int) -> Text:
-        return self.text_encoder.encode([""] * count)
+        return self.text_encoder.encode([self.negative_prompt] * count)
 
 
 def causal_rule(spec: Spec) -> Rule:
@@ -146,6 +151,8 @@ def teacher_files(spec: Spec) -> tuple[Path, ...]:
     """
     if spec["teacher_training.weights"] == "shipped":
         return (shipped_teacher(spec),)
+    if spec["teacher_training.weights"] == "given":
+        return ()
     start = spec["teacher_training.start"]
     return (shipped_teacher(spec, start),) if start else ()
 
@@ -222,6 +229,8 @@ def check(spec: Spec) -> None:
         raise UserError(f"student.sampler: '{spec['student.sampler.name']}' does not stream, as a causal student must")
     if not isinstance(spec["teacher_sampling"].get("steps"), int):
         raise UserError("teacher_sampling.steps: expected a count, by which the teacher's samples are named")
+    if spec["teacher_sampling"]["name"] == "unipc" and spec["teacher_training.weights"] != "given":
+        raise UserError("teacher_sampling: the stages of a run solve by 'euler'; 'unipc' is for generate --spec")
     if spec["evaluation.rollout_samples"] > spec["evaluation.samples"]:
         raise UserError("evaluation.rollout_samples: at most evaluation.samples, whose captions they take")
     teacher_files(spec)

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from causvid import cli_eval, cli_vbench
+from causvid import cli_eval, cli_generate, cli_vbench, cli_wan
 from causvid.errors import UserError
 
 app = typer.Typer(
@@ -18,6 +18,8 @@ app = typer.Typer(
     help="Distil slow bidirectional video diffusion into fast causal streaming, from experiment specs.",
     epilog="Start with [bold]causvid run tiny/causvid[/]; see the components with [bold]causvid list[/].",
 )  # fmt: skip
+app.add_typer(cli_generate.app)
+app.add_typer(cli_wan.app)
 
 app.add_typer(cli_eval.app, name="eval")
 app.add_typer(cli_vbench.app, name="vbench")
@@ -152,30 +154,6 @@ def check(
 
     for name in experiment.check(specs or []):
         print(f"{name}: ok")
-
-
-@app.command(no_args_is_help=True)
-def generate(
-    prompt: Annotated[str, typer.Argument(help="What the video shows.")],
-    run: Annotated[str, typer.Option(help="A spec that was run, or the folder of its run.")] = "tiny/causvid",
-    out: Annotated[Path, typer.Option(help="The mp4 to write.")] = Path("clip.mp4"),
-    frames: Annotated[int | None, typer.Option(min=1, help="Pixel frames; default the training length.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
-    fps: Annotated[int, typer.Option(min=1, help="Frames per second of the mp4.")] = 8,
-    scale: Annotated[int, typer.Option(min=1, help="Pixels of the mp4 per pixel of the video.")] = 8,
-    runs: RunsOption = DEFAULT_RUNS,
-) -> None:
-    """Stream a video from a distilled student, at any length.
-
-    [bold]Examples[/]
-
-    causvid generate "a red circle moves left" --run tiny/causvid --out clip.mp4
-
-    causvid generate "a blue square moves up" --frames 120 --out long.mp4
-    """
-    from causvid import generation
-
-    print(generation.generate(prompt, run, out, frames, seed, fps, scale, runs))
 
 
 @app.command(no_args_is_help=True)

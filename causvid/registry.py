@@ -23,8 +23,8 @@ T = TypeVar("T", bound=Callable[..., Any])
 # group -> modules that hold its built-in components
 GROUPS: dict[str, tuple[str, ...]] = {
     "model": ("causvid.models.dit",),
-    "codec": ("causvid.models.codecs",),
-    "text_encoder": ("causvid.models.text",),
+    "codec": ("causvid.models.codecs", "causvid.models.wan_vae"),
+    "text_encoder": ("causvid.models.text", "causvid.models.umt5"),
     "mask": ("causvid.attention.masks",),
     "position": ("causvid.attention.positions",),
     "cache": ("causvid.attention.cache",),
@@ -39,8 +39,13 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "student_input": ("causvid.samplers.student_input",),
     "discriminator": ("causvid.models.discriminator",),
-    "sampler": ("causvid.samplers.ode", "causvid.samplers.few_step", "causvid.samplers.rollout"),
-    "dataset": ("causvid.data.shapes",),
+    "sampler": (
+        "causvid.samplers.ode",
+        "causvid.samplers.unipc",
+        "causvid.samplers.few_step",
+        "causvid.samplers.rollout",
+    ),
+    "dataset": ("causvid.data.shapes", "causvid.data.canvas"),
     "metric": ("causvid.eval.shapes_truth", "causvid.eval.exact", "causvid.eval.proxies"),
     "dimension": ("causvid.eval.dimensions", "causvid.eval.exact", "causvid.eval.proxies"),
     "optimizer": ("causvid.optimizers",),

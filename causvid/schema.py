@@ -31,6 +31,7 @@ MOST_STEPS = 10_000
 # Bounds on the options of registered components, by name: a name means the same in all of them.
 OPTIONS: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("dim", "ffn_dim", "freq_dim", "heads", "layers", "hidden", "taps", "length"), SIZE),
+    **dict.fromkeys(("height", "width", "base_dim"), SIZE),
     **dict.fromkeys(("frames", "block_frames", "first_block_frames", "window_frames"), SIZE),
     **dict.fromkeys(("t_min", "t_max", "t_floor", "context_t", "anchor", "drop_text", "momentum"), SHARE),
     **dict.fromkeys(("shift", "theta", "time_scale"), POSITIVE),
@@ -43,11 +44,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class World:
-    """What is generated: data, latents and text."""
+    """What is generated: data, latents and text. ``negative_prompt``: what guidance leads away from."""
 
     dataset: Any = component("dataset")
     codec: Any = component("codec", "identity")
     text_encoder: Any = component("text_encoder", "words")
+    negative_prompt: str = ""
 
 
 @dataclass(frozen=True)
@@ -75,13 +77,14 @@ class Training:
 
 @dataclass(frozen=True)
 class TeacherTraining(Training):
-    """``weights``: ``shipped`` takes the trained teacher of this world and kind, ``train`` trains one.
+    """``weights``: ``shipped`` takes the trained teacher of this world and kind, ``train`` trains one, ``given`` means
+    that they come from outside (``causvid generate --weights``; a run can't use them yet).
 
     ``start``: kind of shipped teacher whose weights the training starts from; default fresh ones.
     """
 
     iterations: int = number(0, least=0)
-    weights: Literal["shipped", "train"] = "shipped"
+    weights: Literal["shipped", "train", "given"] = "shipped"
     start: str | None = None
     loss: Any = component("loss", "flow_matching")
 
@@ -164,6 +167,7 @@ class Schema:
     evaluation: Evaluation = field(default_factory=Evaluation)
     seed: int = 0
     until: Literal["teacher", "report"] = "report"
+    sample: Literal["student", "teacher"] = "student"  # which of the two `causvid generate --spec` runs
     runtime: Runtime = field(default_factory=Runtime)
     about: str = ""
     sweep: dict = field(default_factory=dict)

@@ -174,7 +174,12 @@ class Trajectory:
 
 
 class Codec(Protocol):
-    """Pixels to latents and back; ``pixel_frames(n)`` says how many frames ``n`` latents decode to."""
+    """Pixels to latents and back; ``pixel_frames(n)`` says how many frames ``n`` latents decode to.
+
+    ``scale`` is the number of pixels per latent along height and width.
+    """
+
+    scale: int
 
     def encode(self, pixels: Tensor) -> Tensor: ...
     def decode(self, latents: Tensor) -> Tensor: ...

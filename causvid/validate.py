@@ -20,7 +20,8 @@ from causvid.schema import OPTIONS
 # Arguments that the builder supplies; a spec may not set them.
 SUPPLIED: dict[str, tuple[str, ...]] = {
     "model": ("channels", "text_dim", "mask", "position", "kernel"),
-    "text_encoder": ("vocabulary",),
+    "codec": ("weights", "device", "dtype"),
+    "text_encoder": ("vocabulary", "weights", "store", "device", "dtype"),
     "discriminator": ("dim", "layers"),
     "optimizer": ("model",),
     "logger": ("folder", "start"),

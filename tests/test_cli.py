@@ -152,7 +152,9 @@ def test_list_in_json_names_every_component(capsys):
         assert status == 0 and row["summary"] in shown and row["where"] in shown
 
 
-@pytest.mark.parametrize("command", ["run", "sweep", "plan", "list", "show", "check", "generate", "report"])
+@pytest.mark.parametrize(
+    "command", ["run", "sweep", "plan", "list", "show", "check", "generate", "report", "convert", "weights"]
+)
 def test_every_command_has_an_example(command, capsys):
     status, out, _ = call(capsys, command, "--help")
     assert status == 0 and f"causvid {command}" in out.split("Example")[1]

@@ -55,15 +55,18 @@ def unsafe_load(source: str) -> list[int]:
     return found
 
 
+SLOW_IMPORTS = ("torchtune", "diffusers", "transformers")
+
+
 def eager_torchtune(source: str) -> list[int]:
-    """torchtune imported when a module is: that takes tens of seconds, and it is not needed to sample or to list."""
+    """torchtune and the like imported when a module is: that takes seconds, and a core install does without them."""
     tree = ast.parse(source)
     inside = {id(node) for f in ast.walk(tree) if isinstance(f, FUNCTIONS) for node in ast.walk(f)}
     found = []
     for node in ast.walk(tree):
         names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
         names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-        if id(node) not in inside and any(name.split(".")[0] == "torchtune" for name in names):
+        if id(node) not in inside and any(name.split(".")[0] in SLOW_IMPORTS for name in names):
             found.append(node.lineno)
     return found
 
@@ -151,6 +154,8 @@ BROKEN = {
         "from torchtune.training import x",
         "try:\n    import torchtune.x\nexcept ImportError:\n    pass",
         "class A:\n    import torchtune",
+        "from diffusers import AutoencoderKLWan",
+        "import transformers",
     ],
     "bare_except": ["try:\n    pass\nexcept:\n    pass"],
     "assertion": ["assert x", "def f():\n    assert x, 'message'"],

@@ -21,6 +21,7 @@ LEVELS = (
     ("schedule", "randomness", "progress"),
     ("types",),
     ("registry", "weights"),
+    ("tensor_files",),
     ("attention",),
     ("models",),
     ("data",),
@@ -34,8 +35,8 @@ LEVELS = (
     ("training",),
     ("stages",),
     ("experiment",),
-    ("generation",),
-    ("cli_eval", "cli_vbench"),
+    ("generation", "wan_generation", "wan_weights", "convert"),
+    ("cli_eval", "cli_vbench", "cli_wan", "cli_generate"),
     ("cli",),
 )
 

@@ -13,6 +13,8 @@ from causvid.registry import register
 class Identity:
     """Latents are pixels, one for one."""
 
+    scale = 1
+
     def encode(self, pixels: Tensor) -> Tensor:
         return pixels
 
@@ -38,6 +40,8 @@ class TimeFold:
     Args:
         frames: k, pixel frames per latent.
     """
+
+    scale = 1
 
     def __init__(self, frames: int = 4) -> None:
         if frames < 1:

@@ -109,16 +109,28 @@ class Rollout:
         self.times, self.context_t = descending(times), context_t
 
     def stream(
-        self, model: Denoiser, shape: Sequence[int], text: Text, draw: Draw, cache: object = None
+        self,
+        model: Denoiser,
+        shape: Sequence[int],
+        text: Text,
+        draw: Draw,
+        cache: object = None,
+        start: Tensor | None = None,
     ) -> Iterator[Block]:
         """Blocks of a clip of latent shape ``(f, c, h, w)``, each as soon as it is done.
 
         Args:
             cache: an empty cache, for a stream under another rule than the model's mask.
+            start: clean latents of the first block, ``b f c h w``; they are its context and are not yielded.
         """
         blocks = model.mask.blocks(shape[0])  # type: ignore[attr-defined]
         steps = few_step_schedule(len(blocks), self.times, self.context_t)
         cache = model.new_cache() if cache is None else cache  # type: ignore[attr-defined]
+        if start is not None:
+            clean = torch.zeros(start.shape[:2], dtype=start.dtype, device=start.device)
+            with torch.no_grad():
+                cache = model(start, clean, text.frames(*blocks[0]), cache=cache, commit=True).cache
+            steps = (step for step in steps if step.block > 0)
         return run_schedule(model, steps, blocks, shape[1:], text, draw, cache)
 
     def __call__(self, model: Denoiser, shape: Sequence[int], text: Text, draw: Draw) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from causvid import build, training, weights
+from causvid.errors import UserError
 from causvid.randomness import Draw
 from causvid.registry import register
 from causvid.runs import Context
@@ -33,6 +34,10 @@ class Teacher:
         return build.teacher_files(spec)
 
     def run(self, context: Context) -> None:
+        if context.spec["teacher_training.weights"] == "given":
+            raise UserError(
+                "teacher_training.weights: given weights can be sampled (causvid generate --spec), and not trained yet"
+            )
         if context.spec["teacher_training.weights"] == "shipped":
             take(context)
         else:

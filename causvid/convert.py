@@ -1,0 +1,98 @@
+"""``causvid convert``: a transformer's weights from one layout into another, with a certificate that nothing changed.
+
+The certificate is made from what was written: it is read again, loaded, and run on a fixed input beside the source.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from causvid import progress, tensor_files
+from causvid.errors import UserError
+from causvid.models import wan_files
+from causvid.models.layouts import widest
+from causvid.models.wan import LAYOUTS, Layout, Size
+from causvid.randomness import Draw
+from causvid.registry import did_you_mean
+from causvid.types import Text
+from causvid.weights import write_json
+
+
+def convert(
+    source: Path,
+    target: Path,
+    layout: str,
+    config: str | None = None,
+    part: str | None = None,
+    shard_bytes: int = tensor_files.SHARD_BYTES,
+) -> dict[str, Any]:
+    """Write weights in another layout, and certify them.
+
+    Args:
+        source: a file or folder in any layout, which is recognised.
+        target: what to write, which must not exist.
+        layout: the layout to write.
+        config: name of a size, or a config.json; default the one beside the source.
+        part: which model of a ``model.pt`` to take.
+        shard_bytes: most bytes of one file.
+
+    Returns:
+        The certificate, which also lies beside the weights.
+
+    Raises:
+        UserError: any doubt about the source, or a target that exists; nothing is then written.
+    """
+    if layout not in LAYOUTS:
+        raise UserError(f"no layout '{layout}'{did_you_mean(layout, LAYOUTS)}; accepted: {', '.join(LAYOUTS)}")
+    found = wan_files.find(source, part)
+    size = wan_files.size_of(found, config)
+    wan_files.checked(found, size)
+    progress.console.print(f"{found.files.path}: {found.layout}, {size}", highlight=False)
+    written = wan_files.write(found, size, cast(Layout, layout), target, shard_bytes)
+    certificate = certify(found, wan_files.find(target), size)
+    place = written.with_suffix(".certificate.json") if written.is_file() else written / "certificate.json"
+    write_json(place, certificate)
+    if certificate["unequal_tensors"] or certificate["max_abs_difference"] != 0:
+        raise UserError(f"what was written to {target} differs from {source}: see {place}; do not use it")
+    return certificate | {"path": str(written.resolve()), "certificate": str(place.resolve())}
+
+
+def certify(source: wan_files.Found, target: wan_files.Found, size: Size) -> dict[str, Any]:
+    """Compare two sets of weights tensor by tensor, bit by bit, and by the output of the network on a fixed input."""
+    unequal = 0
+    pairs = zip(source.links(size), target.links(size), strict=True)
+    for one, other in pairs:
+        unequal += not torch.equal(one.join(source.files.read), other.join(target.files.read))
+    outputs = [run(found, size) for found in (source, target)]
+    return {
+        "source": str(source.files.path),
+        "source_layout": source.layout,
+        "layout": target.layout,
+        "tensors": len(target.files.shapes),
+        "parameters": sum(_count(shape) for shape in target.files.shapes.values()),
+        "dtype": str(widest(target.files)).removeprefix("torch."),
+        "unequal_tensors": unequal,
+        "max_abs_difference": float((outputs[0] - outputs[1]).abs().max()),
+        "max_abs_output": float(outputs[0].abs().max()),
+    }
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    return int(torch.Size(shape).numel())
+
+
+@torch.no_grad()
+def run(found: wan_files.Found, size: Size) -> Tensor:
+    """The network's velocity on a fixed input of three small frames."""
+    with torch.device("meta"):
+        model = size.build()
+    wan_files.load(model, size, found, None, "cpu")
+    draw = Draw(0, "certificate", 0, [0])
+    dtype = next(model.parameters()).dtype
+    x = draw.normal("latents", 3, size.channels, 8, 12).to(dtype)
+    t = torch.tensor([[1.0, 0.757, 0.522]], dtype=torch.float32)
+    return model(x, t, Text(draw.normal("text", 16, size.text_dim).to(dtype))).velocity.float()

@@ -1,0 +1,117 @@
+"""Names and shapes of one network's weights in two layouts, and moving weights between them without loss.
+
+A ``Link`` says which tensors of a file make one of ours: they are joined along the first axis and reshaped, or, on the
+way back, split and reshaped. Values are never computed with, so both ways are exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from causvid.errors import UserError
+from causvid.tensor_files import TensorFiles
+
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+MOST_SHOWN = 8
+
+
+@dataclass(frozen=True)
+class Link:
+    """One tensor of ours, and the tensors of a file that make it.
+
+    Attributes:
+        ours: name in our module.
+        theirs: names in the file, in the order in which they are joined along the first axis.
+        shape: shape of each of them in the file.
+        our_shape: shape in our module.
+    """
+
+    ours: str
+    theirs: tuple[str, ...]
+    shape: tuple[int, ...]
+    our_shape: tuple[int, ...]
+
+    def join(self, read: Callable[[str], Tensor]) -> Tensor:
+        """Our tensor, from those of the file."""
+        parts = [read(name) for name in self.theirs]
+        whole = torch.cat(parts) if len(parts) > 1 else parts[0]
+        return whole.reshape(self.our_shape)
+
+    def split(self, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """The file's tensors, from ours; copies, so that they can be written apart."""
+        for name, part in zip(self.theirs, tensor.chunk(len(self.theirs)), strict=True):
+            yield name, part.reshape(self.shape).clone(memory_format=torch.contiguous_format)
+
+    def prefixed(self, prefix: str) -> Link:
+        """The link to a file that puts a prefix before every name."""
+        return Link(self.ours, tuple(prefix + name for name in self.theirs), self.shape, self.our_shape)
+
+
+def same(shapes: dict[str, tuple[int, ...]]) -> tuple[Link, ...]:
+    """Links of a layout that is our own."""
+    return tuple(Link(name, (name,), shape, shape) for name, shape in shapes.items())
+
+
+def shapes_of(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a module's weights; one that is used twice counts once."""
+    return {name: tuple(p.shape) for name, p in module.named_parameters()}
+
+
+def check(links: Sequence[Link], files: TensorFiles, what: str) -> None:
+    """Compare a file with what is wanted of it.
+
+    Raises:
+        UserError: missing, unknown, wrong-shaped or wrong-typed tensors, all in one message.
+    """
+    wanted = {name: link.shape for link in links for name in link.theirs}
+    problems = [f"missing {name}" for name in wanted if name not in files.shapes]
+    problems += [f"unknown {name}" for name in files.shapes if name not in wanted]
+    for name, shape in wanted.items():
+        if files.shapes.get(name, shape) != shape:
+            problems.append(f"{name} has shape {files.shapes[name]}, expected {shape}")
+        elif files.dtypes.get(name, torch.float32) not in FLOATS:
+            problems.append(f"{name} has type {files.dtypes[name]}, expected one of {', '.join(map(str, FLOATS))}")
+    if problems:
+        more = f"; and {len(problems) - MOST_SHOWN} more" if len(problems) > MOST_SHOWN else ""
+        raise UserError(f"{files.path} does not fit {what}: {'; '.join(problems[:MOST_SHOWN])}{more}")
+
+
+def widest(files: TensorFiles) -> torch.dtype:
+    """The most precise type among a file's tensors."""
+    return min(set(files.dtypes.values()), key=lambda dtype: (torch.finfo(dtype).eps, FLOATS.index(dtype)))
+
+
+def fill(
+    module: nn.Module,
+    links: Sequence[Link],
+    files: TensorFiles,
+    what: str,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+) -> nn.Module:
+    """Give a module that was built on the meta device its weights, one tensor at a time, in place.
+
+    Args:
+        module: a module on the meta device, of any type.
+        links: one for each of its parameters.
+        files: where the weights are.
+        what: what the file is expected to hold, for messages.
+        dtype: type of the module's weights; default the file's own, the most precise of them.
+        device: where they are put.
+
+    Raises:
+        UserError: see :func:`check`; the module is then as it was.
+    """
+    check(links, files, what)
+    # Past what libraries put in place of this method: their warnings are about casting values, and there are none yet.
+    nn.Module.to(module, dtype or widest(files)).to_empty(device=device)
+    parameters = dict(module.named_parameters())
+    with torch.no_grad():
+        for link in links:
+            for name, part in zip(link.theirs, parameters[link.ours].chunk(len(link.theirs)), strict=True):
+                part.copy_(files.read(name).reshape(part.shape))
+    return module

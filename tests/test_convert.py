@@ -1,0 +1,115 @@
+"""``causvid convert`` through the command line: every pair of layouts, and every doubt."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from wan_files import SMALL, random_model
+
+from causvid import cli, convert, weights
+from causvid.errors import UserError
+from causvid.models import wan_files
+from causvid.models.wan import LAYOUTS
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    """The same weights in every layout."""
+    folder = tmp_path_factory.mktemp("layouts")
+    weights.write_tensors(folder / "run" / "weights.safetensors", dict(random_model().named_parameters()))
+    found = wan_files.find(folder / "run")
+    for layout in LAYOUTS:
+        wan_files.write(found, SMALL, layout, folder / (f"{layout}.pt" if layout == "causvid" else layout), 10**9)
+    return folder
+
+
+def run(capsys, *arguments):
+    """(exit status, last line of stdout, stderr) of a command."""
+    with pytest.raises(SystemExit) as ended:
+        cli.main([str(argument) for argument in arguments])
+    out, err = capsys.readouterr()
+    return ended.value.code or 0, out.strip().split("\n")[-1], err
+
+
+@pytest.mark.parametrize("target", LAYOUTS)
+@pytest.mark.parametrize("source", LAYOUTS)
+def test_every_layout_becomes_every_other(source, target, sources, tmp_path, capsys):
+    start = sources / (f"{source}.pt" if source == "causvid" else source)
+    config = ["--config", "wan_test"] if source == "causvid" else []
+    out = tmp_path / ("out.pt" if target == "causvid" else "out")
+    code, last, err = run(capsys, "convert", start, out, "--layout", target, *config, "--json")
+    certificate = json.loads(last)
+    assert code == 0 and certificate["max_abs_difference"] == 0 and certificate["unequal_tensors"] == 0
+    assert certificate["max_abs_output"] > 0.1 and certificate["layout"] == target
+    assert "max abs difference of outputs 0" in " ".join(err.split())
+    saved = json.loads(Path(certificate["certificate"]).read_text())
+    assert saved == {key: certificate[key] for key in saved}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["causvid.pt", "out", "--layout", "ours"], "does not tell its number of heads"),
+        (["official", "out", "--layout", "ofical"], "did you mean 'official'"),
+        (["official", "ours", "--layout", "ours"], "nothing is overwritten"),
+        (["official", "out", "--layout", "ours", "--config", "wan_1_3b"], "does not fit"),
+        (["nowhere", "out", "--layout", "ours"], "do not exist"),
+        (["official", "out", "--layout", "ours", "--part", "critic"], "no part"),
+    ],
+)
+def test_any_doubt_ends_with_status_2_and_nothing_written(arguments, message, sources, capsys):
+    before = sorted(path.name for path in sources.rglob("*"))
+    paths = [sources / name for name in arguments[:2]]
+    code, _, err = run(capsys, "convert", *paths, *arguments[2:])
+    assert code == 2 and message in " ".join(err.split())
+    assert sorted(path.name for path in sources.rglob("*")) == before
+
+
+def test_a_certificate_tells_a_difference(sources, tmp_path):
+    tensors, _ = weights.read_tensors(sources / "ours" / "weights.safetensors")
+    tensors["blocks.0.self_attention.qkv.weight"] = tensors["blocks.0.self_attention.qkv.weight"].roll(48, 0)
+    weights.write_tensors(tmp_path / "weights.safetensors", tensors)
+    certificate = convert.certify(wan_files.find(sources / "ours"), wan_files.find(tmp_path), SMALL)
+    assert certificate["unequal_tensors"] == 1 and certificate["max_abs_difference"] > 1e-4
+
+
+def test_a_write_that_went_wrong_is_told(sources, tmp_path, monkeypatch):
+    true_write = wan_files.write
+
+    def bad_write(found, size, layout, target, shard_bytes):
+        path = true_write(found, size, layout, target, shard_bytes)
+        file = path / "diffusion_pytorch_model.safetensors"
+        tensors, _ = weights.read_tensors(file)
+        tensors["head.head.bias"] = tensors["head.head.bias"] + 1
+        weights.write_tensors(file, tensors)
+        return path
+
+    monkeypatch.setattr(wan_files, "write", bad_write)
+    with pytest.raises(UserError, match="differs from"):
+        convert.convert(sources / "ours", tmp_path / "out", "official")
+
+
+def test_converting_and_all_other_commands_need_neither_diffusers_nor_transformers(sources, tmp_path):
+    program = (
+        "import sys\n"
+        "sys.modules['diffusers'] = sys.modules['transformers'] = None\n"
+        "import pkgutil, importlib, causvid\n"
+        "for found in pkgutil.walk_packages(causvid.__path__, 'causvid.'):\n"
+        "    importlib.import_module(found.name)\n"
+        "from causvid import cli\n"
+        f"cli.main(['convert', {str(sources / 'official')!r}, {str(tmp_path / 'out')!r}, '--layout', 'diffusers'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.strip().endswith("transformer"), done.stderr
+
+
+def test_the_certificate_covers_half_precision(sources, tmp_path):
+    model = random_model().to(torch.bfloat16)
+    weights.write_tensors(tmp_path / "in" / "weights.safetensors", dict(model.named_parameters()))
+    certificate = convert.convert(tmp_path / "in", tmp_path / "out", "official", "wan_test")
+    assert certificate["dtype"] == "bfloat16" and certificate["max_abs_difference"] == 0

@@ -1,0 +1,122 @@
+"""Numbers of Wan2.1 and CausVid that must never move, derived by hand or published."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from causvid import build, schedule, spec
+from causvid.attention import rope
+from causvid.attention.masks import BlockCausal
+from causvid.errors import UserError
+from causvid.models import wan_vae
+from causvid.models.dit import sinusoid
+from causvid.models.wan import SIZES, Size, links
+from causvid.wan_generation import size_of
+
+GIB = 2**30
+
+
+def tokens_per_frame(height, width):
+    """8 pixels of the VAE times a patch of 2, along each side."""
+    return (height // 16) * (width // 16)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "frame", "clip"),
+    [(480, 832, 1560, 32760), (720, 1280, 3600, 75600), (352, 640, 880, 18480), (240, 416, 390, 8190)],
+)
+def test_token_counts(height, width, frame, clip):
+    latent_frames = wan_vae.WanVae().latent_frames(81)
+    assert latent_frames == 21
+    assert tokens_per_frame(height, width) == frame and latent_frames * frame == clip
+
+
+def test_the_specs_are_of_the_published_sizes():
+    for name, size in (("wan/causal", "wan_1_3b"), ("wan/teacher_14b", "wan_14b")):
+        arm = spec.load(name)
+        world = build.World(arm)
+        assert world.latent_shape == (21, 16, 60, 104) and size_of(arm, world) == SIZES[size]
+
+
+@pytest.mark.parametrize(("size", "millions"), [("wan_1_3b", 1418.996800), ("wan_14b", 14288.491584)])
+def test_parameter_counts(size, millions):
+    shapes = [link.our_shape for link in links(SIZES[size], "ours")]
+    assert sum(torch.Size(shape).numel() for shape in shapes) == round(millions * 1e6)
+
+
+@pytest.mark.parametrize(("head", "pairs"), [(128, (22, 21, 21)), (64, (12, 10, 10)), (48, (8, 8, 8)), (12, (2, 2, 2))])
+def test_rope_splits(head, pairs):
+    assert rope.split_pairs(head) == pairs
+    d = head
+    assert pairs == ((d - 4 * (d // 6)) // 2, d // 6, d // 6) and sum(pairs) == head // 2
+
+
+TIMES = [
+    ("wan/causal", [1000, 757, 522]),
+    ("wan/bidirectional", [1000, 757, 522]),
+    ("wan/causal_4step", [1000, 960, 888.9, 727.3]),
+]
+
+
+@pytest.mark.parametrize(("name", "times"), TIMES, ids=[name for name, _ in TIMES])
+def test_student_times_of_the_specs(name, times):
+    assert [round(1000 * t, 1) for t in build.student_times(spec.load(name))] == times
+
+
+def test_times_of_the_schedules():
+    fifty = schedule.grid(50, 8.0) * 1000
+    assert [round(float(fifty[i]), 1) for i in (0, 36, 44, 50)] == [1000, 756.8, 521.7, 0]
+    assert [round(t, 1) for t in (schedule.grid(4, 8.0) * 1000).tolist()] == [1000, 960, 888.9, 727.3, 0]
+    assert [round(t, 1) for t in (schedule.grid(4, 5.0) * 1000).tolist()] == [1000, 937.5, 833.3, 625, 0]
+
+
+def test_guidance_of_the_release_is_converted():
+    assert spec.load("wan/causal")["loss.guidance"] == 3.5 + 1
+
+
+@pytest.mark.parametrize(("size", "gib"), [("wan_1_3b", 5.6), ("wan_14b", 25.0)])
+def test_bytes_of_a_full_cache(size, gib):
+    """Keys and values of 21 latent frames in bf16, counted from the network's shapes and measured on a small cache."""
+    full = 2 * 2 * SIZES[size].layers * SIZES[size].dim * 32760
+    assert abs(full / GIB - gib) < 0.05
+
+
+def test_the_cache_holds_what_the_formula_says():
+    size = Size(dim=48, ffn_dim=80, heads=4, layers=3, text_dim=8, freq_dim=16)
+    model = size.build(mask=BlockCausal(block_frames=3))
+    from causvid.types import Text
+
+    cache = model.new_cache()
+    text = Text(torch.zeros(2, 4, 8))
+    with torch.no_grad():
+        for _ in range(2):
+            cache = model(torch.zeros(2, 3, 16, 4, 6), torch.zeros(2, 3), text, cache=cache, commit=True).cache
+    assert cache.bytes == 2 * 4 * 2 * size.layers * size.dim * 6 * 6  # k and v, fp32, batch 2, 6 frames of 2 x 3
+
+
+def test_latent_statistics_are_those_of_diffusers():
+    pytest.importorskip("diffusers")
+    config = wan_vae.WanVae(base_dim=4).empty().config
+    assert tuple(config.latents_mean) == wan_vae.MEAN and tuple(config.latents_std) == wan_vae.STD
+
+
+def test_time_features_at_757():
+    """cos and sin of 757 x 10000^(-2i / 256), for the first and the last rate."""
+    features = sinusoid(torch.tensor([0.757]) * 1000, 256)[0]
+    angle = float(torch.tensor([0.757]) * 1000)
+    assert abs(float(features[0]) - torch.tensor(angle, dtype=torch.float64).cos()) < 1e-9
+    last = torch.tensor(angle * 10000 ** (-127 / 128), dtype=torch.float64)
+    assert abs(float(features[127]) - last.cos()) < 1e-9 and abs(float(features[255]) - last.sin()) < 1e-9
+
+
+def test_a_run_does_not_solve_by_another_sampler_than_it_says():
+    with pytest.raises(UserError, match="solve by 'euler'"):
+        build.check(spec.load("tiny/causvid", ["teacher_sampling={name: unipc, steps: 8}"]))
+
+
+def test_a_spec_of_given_weights_is_not_run(tmp_path):
+    from causvid import experiment
+
+    with pytest.raises(UserError, match="can be sampled"):
+        experiment.run("wan/causal", ["model.layers=1"], tmp_path)
