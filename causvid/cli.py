@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from causvid.cli_data import app as data_app
 from causvid.errors import UserError
 
 app = typer.Typer(
@@ -172,6 +173,9 @@ def report(spec: SpecArgument, overrides: Overrides = None, runs: RunsOption = D
     from causvid import experiment
 
     print(experiment.render_report(spec, overrides or [], runs))
+
+
+app.add_typer(data_app, name="data")
 
 
 class Stopped(BaseException):

@@ -35,6 +35,7 @@ LEVELS = (
     ("stages",),
     ("experiment",),
     ("generation",),
+    ("cli_data",),
     ("cli",),
 )
 
