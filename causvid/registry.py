@@ -40,8 +40,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "student_input": ("causvid.samplers.student_input",),
     "discriminator": ("causvid.models.discriminator",),
     "sampler": ("causvid.samplers.ode", "causvid.samplers.few_step", "causvid.samplers.rollout"),
-    "dataset": ("causvid.data.shapes",),
-    "metric": ("causvid.eval.shapes_truth",),
+    "dataset": ("causvid.data.shapes", "causvid.data.latents"),
+    "metric": ("causvid.eval.shapes_truth", "causvid.eval.memory"),
     "optimizer": ("causvid.optimizers",),
     "logger": ("causvid.training",),
     "stage": (

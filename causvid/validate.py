@@ -21,6 +21,7 @@ from causvid.schema import OPTIONS
 SUPPLIED: dict[str, tuple[str, ...]] = {
     "model": ("channels", "text_dim", "mask", "position", "kernel"),
     "text_encoder": ("vocabulary",),
+    "dataset": ("codec", "text_encoder"),
     "discriminator": ("dim", "layers"),
     "optimizer": ("model",),
     "logger": ("folder", "start"),

@@ -19,7 +19,6 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from causvid import weights
 from causvid.errors import UserError
 
 CHUNK = 1 << 20  # bytes
@@ -84,6 +83,8 @@ class Folder:
                 self.fs.makedirs(str(PurePosixPath(self.join(name)).parent), exist_ok=True)
                 self.fs.pipe_file(self.join(name), content)
                 return
+            from causvid import weights  # here, so that a worker that writes nothing imports no torch
+
             path = Path(self.join(name))
             try:
                 weights.write_bytes(path, content)

@@ -64,8 +64,12 @@ class Given:
         return self.folder, clip.path
 
 
-def read(source: str) -> Given:
+def read(source: str, root: str | None = None) -> Given:
     """The clips of a manifest or of a folder.
+
+    Args:
+        source: a manifest, or a folder of clips.
+        root: what paths are relative to; by default the manifest's own folder.
 
     Raises:
         UserError: there is no such file or folder, or it can't be read as a whole.
@@ -76,9 +80,9 @@ def read(source: str) -> Given:
     if not whole.fs.isdir(whole.path):
         parent, _, name = whole.uri.rpartition("/")
         folder = Folder(parent or ("/" if whole.uri.startswith("/") else "."))
-        return _checked(folder, parse(name, folder.read(name)))
+        return _checked(Folder(root) if root else folder, parse(name, folder.read(name)))
     if whole.exists("manifest.jsonl"):
-        return _checked(whole, parse("manifest.jsonl", whole.read("manifest.jsonl")))
+        return _checked(Folder(root) if root else whole, parse("manifest.jsonl", whole.read("manifest.jsonl")))
     names = whole.sizes()
     clips = [name for name in names if PurePosixPath(name).suffix.lower() in VIDEOS]
     if not clips:

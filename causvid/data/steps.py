@@ -75,15 +75,16 @@ class Output:
         return self.tally
 
 
-def download(source: str, target: str, workers: int = 8) -> Tally:
+def download(source: str, target: str, workers: int = 8, root: str | None = None) -> Tally:
     """Copy every clip of a manifest into a folder.
 
     Args:
         source: a manifest or a folder.
         target: folder for the copies.
         workers: transfers at a time.
+        root: what the manifest's paths are relative to; by default its own folder.
     """
-    given = manifest.read(source)
+    given = manifest.read(source, root)
     output = Output(target, {"step": "download"}, given)
     todo = [clip for clip in given.clips if not output.finished(clip)]
     with progress.bar("download", given.count) as show, ThreadPoolExecutor(max(1, workers)) as threads:
@@ -120,7 +121,9 @@ def _fetch(given: Given, clip: Clip, target: Folder) -> tuple[str, str, int] | s
     return "its SHA-256 is not the one in the manifest"
 
 
-def process(source: str, target: str, wanted: Wanted, workers: int = 0, seconds: float = 300.0) -> Tally:
+def process(
+    source: str, target: str, wanted: Wanted, workers: int = 0, seconds: float = 300.0, root: str | None = None
+) -> Tally:
     """Make clips of one form from every clip of a manifest.
 
     Args:
@@ -129,8 +132,9 @@ def process(source: str, target: str, wanted: Wanted, workers: int = 0, seconds:
         wanted: their form.
         workers: processes; 0 takes one per core.
         seconds: how long one clip may take.
+        root: what the manifest's paths are relative to; by default its own folder.
     """
-    given = manifest.read(source)
+    given = manifest.read(source, root)
     output = Output(target, {"step": "process", **asdict(wanted)}, given)
     todo = [clip for clip in given.clips if not output.finished(clip)]
     with progress.bar("process", given.count) as show, tempfile.TemporaryDirectory() as scratch:
