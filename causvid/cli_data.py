@@ -53,12 +53,20 @@ def download(
 ) -> None:
     """Copy the clips that a manifest names into a folder, with their captions and checksums.
 
-    [bold]Example[/]
+    INPUT may be the name of a released artefact as well, such as causvid-latents; a wrong name lists all.
+
+    [bold]Examples[/]
 
     causvid data download s3://bucket/clips.csv raw
-    """
-    from causvid.data import steps
 
+    causvid data download causvid-latents released
+    """
+    from causvid.data import artefacts, steps
+
+    if source.startswith("causvid-"):
+        count = artefacts.fetch(source, target)
+        print(json.dumps({"given": count, "done": count, "output": target}) if as_json else target)
+        return
     _end(steps.download(source, target, workers, root), target, as_json)
 
 

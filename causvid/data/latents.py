@@ -121,6 +121,7 @@ class StoreDataset:
 
 
 def unconditional(header: Mapping[str, Any]) -> Tensor | None:
+    """Embeddings ``l d`` of the empty prompt, where a store's header holds them."""
     if header.get("unconditional") is None:
         return None
     rows = np.array(header["unconditional"], np.float32).reshape(-1, header["text_dim"])

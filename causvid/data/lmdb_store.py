@@ -18,6 +18,7 @@ import hashlib
 import json
 import mmap
 import os
+import shutil
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -31,6 +32,7 @@ from causvid.errors import UserError
 
 FORMAT, VERSION = "causvid-store", 1
 FIRST_MAP = 1 << 20  # bytes; doubled whenever it is full
+NEARLY_FULL = 64 << 20  # bytes
 PAGE = mmap.PAGESIZE
 MADV_WILLNEED = 3  # the same on Linux and macOS
 _LIBC = ctypes.CDLL(None)
@@ -85,7 +87,9 @@ class _Shard:
 def storage_error(folder: Path, error: Exception) -> UserError:
     """What went wrong below a store, said once: a full disk, no permission, damage."""
     full = getattr(error, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error)
-    if full:
+    # LMDB calls a write that went in only in part an input/output error.
+    short = os.strerror(errno.EIO) in str(error) and shutil.disk_usage(folder).free < NEARLY_FULL
+    if full or short:
         return UserError(f"{folder}: the disk is full; nothing was lost: make room and run the same command again")
     return UserError(f"{folder} can't be used as a store: {error}; is it a store, whole and readable?")
 
