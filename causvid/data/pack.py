@@ -118,6 +118,7 @@ def _stored(reader: Reader) -> Rows:
 
 def _pack(header: dict[str, Any], count: int, rows: Rows, store: Path, shards: int) -> Tally:
     tally = Tally(count)
+    Folder(str(store)).clear_partials()
     with told(str(store)):
         (store / "digest.json").unlink(missing_ok=True)
         there = len(list(store.glob("shard-*"))) or (1 if (store / "data.mdb").exists() else shards)
