@@ -3,9 +3,10 @@
     python benchmarks/data.py [--rows 24] [--json]
 
 Rows of 4 MiB (fp16) are read in random order, once from a store (readahead, whole rows asked for at once, views of the
-map, each row's checksum checked when a process first reads it) and once from the released layout as released (readahead off, each row copied to fp32). Every
-page of a row is touched, in both. "Cold" means that the system was told to drop the file's pages before; each pass is
-of its own process. Decoding is compared with imageio, frame by frame to RGB; process is timed with 1 and 2 workers.
+map, each row's checksum checked when a process first reads it) and once from the released layout as released (readahead
+off, each row copied to fp32). Every page of a row is touched, in both. "Cold" means that the system was told to drop
+the file's pages before; each pass is of its own process. Decoding is compared with imageio, frame by frame to RGB;
+process is timed with 1 and 2 workers.
 """
 
 from __future__ import annotations

@@ -112,7 +112,7 @@ class Folder:
         if self.is_local:
             for path in Path(self.path).rglob(".*.partial"):
                 number = path.name.removesuffix(".partial").rpartition(".")[2]
-                if number.isdigit() and not Path(f"/proc/{number}").exists():
+                if number.isdigit() and not _lives(int(number)):
                     path.unlink(missing_ok=True)
 
     def claim(self, recipe: Mapping[str, Any]) -> None:
@@ -149,6 +149,16 @@ class Folder:
             yield copy
         finally:
             copy.unlink(missing_ok=True)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def cached(uri: str) -> Path:
