@@ -56,10 +56,16 @@ class World:
 
     def __init__(self, spec: Spec, **supplied: Any) -> None:
         """Build a spec's world; ``supplied`` is what codec and text encoder take from outside, as their weights."""
-        self.dataset = construct(spec["world.dataset"])
-        self.codec = construct(spec["world.codec"], **supplied)
-        self.text_encoder = construct(spec["world.text_encoder"], vocabulary=self.dataset.vocabulary, **supplied)
+        codec, text_encoder = spec["world.codec"], spec["world.text_encoder"]
+        self.dataset = construct(spec["world.dataset"], codec=codec, text_encoder=text_encoder)
+        self.codec = construct(codec, **supplied)
+        self.text_encoder = construct(text_encoder, vocabulary=self.dataset.vocabulary, **supplied)
         self.negative_prompt: str = spec["world.negative_prompt"]
+        # Some datasets hold latents already, and the embeddings of their captions.
+        self._holds_latents = hasattr(self.dataset, "latents")
+        if self._holds_latents:
+            self.latent_shape = self.dataset.latent_shape
+            return
         frames, channels, height, width = self.dataset.pixel_shape
         try:
             latent_frames = self.codec.latent_frames(frames)
@@ -72,11 +78,26 @@ class World:
 
     def batch(self, indices: Sequence[int], split: str = "train") -> tuple[torch.Tensor, Text, Text]:
         """(latents ``b f c h w``, text, the empty prompt as often) of the given samples."""
-        pixels, captions = self.dataset.batch(indices, split)
-        return self.codec.encode(pixels), self.text_encoder.encode(captions), self.unconditional(len(captions))
+        if self._holds_latents:
+            latents, captions, text = self.dataset.latents(indices, split)
+        else:
+            pixels, captions = self.dataset.batch(indices, split)
+            latents, text = self.codec.encode(pixels), None
+        text = self.text_encoder.encode(captions) if text is None else text
+        return latents, text, self.unconditional(len(captions))
+
+    def pixels(self, indices: Sequence[int], split: str = "train") -> tuple[torch.Tensor, list[str]]:
+        """Real videos ``b f c h w``, decoded where the dataset holds latents, and their captions."""
+        if self._holds_latents:
+            latents, captions, _ = self.dataset.latents(indices, split)
+            return self.codec.decode(latents), captions
+        return self.dataset.batch(indices, split)
 
     def unconditional(self, count: int) -> Text:
-        return self.text_encoder.encode([self.negative_prompt] * count)
+        stored = self.dataset.unconditional() if self._holds_latents else None
+        if stored is None:
+            return self.text_encoder.encode([self.negative_prompt] * count)
+        return Text(stored.expand(count, -1, -1))
 
 
 def causal_rule(spec: Spec) -> Rule:
@@ -144,17 +165,18 @@ def shipped_teacher(spec: Spec, kind: str | None = None) -> Path:
 
 
 def teacher_files(spec: Spec) -> tuple[Path, ...]:
-    """Shipped weights that the spec's teacher is taken from, or that its training starts from.
+    """Shipped weights that the spec's teacher is taken from, or that its training starts from, and the data's digest.
 
     Raises:
-        UserError: one that the spec asks for does not ship.
+        UserError: weights that the spec asks for do not ship.
     """
+    data = tuple(getattr(construct(spec["world.dataset"]), "files", ()))
     if spec["teacher_training.weights"] == "shipped":
-        return (shipped_teacher(spec),)
+        return (shipped_teacher(spec), *data)
     if spec["teacher_training.weights"] == "given":
-        return ()
+        return data
     start = spec["teacher_training.start"]
-    return (shipped_teacher(spec, start),) if start else ()
+    return (shipped_teacher(spec, start), *data) if start else data
 
 
 def student_times(spec: Spec) -> list[float]:

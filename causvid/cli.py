@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from causvid import cli_eval, cli_generate, cli_vbench, cli_wan
+from causvid import cli_data, cli_eval, cli_generate, cli_vbench, cli_wan
 from causvid.errors import UserError
 
 app = typer.Typer(
@@ -167,6 +167,9 @@ def report(spec: SpecArgument, overrides: Overrides = None, runs: RunsOption = D
     from causvid import experiment
 
     print(experiment.render_report(spec, overrides or [], runs))
+
+
+app.add_typer(cli_data.app, name="data")
 
 
 class Stopped(BaseException):

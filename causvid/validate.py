@@ -22,6 +22,7 @@ SUPPLIED: dict[str, tuple[str, ...]] = {
     "model": ("channels", "text_dim", "mask", "position", "kernel"),
     "codec": ("weights", "device", "dtype"),
     "text_encoder": ("vocabulary", "weights", "store", "device", "dtype"),
+    "dataset": ("codec", "text_encoder"),
     "discriminator": ("dim", "layers"),
     "optimizer": ("model",),
     "logger": ("folder", "start"),

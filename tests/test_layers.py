@@ -36,7 +36,7 @@ LEVELS = (
     ("stages",),
     ("experiment",),
     ("generation", "wan_generation", "wan_weights", "convert"),
-    ("cli_eval", "cli_vbench", "cli_wan", "cli_generate"),
+    ("cli_data", "cli_eval", "cli_vbench", "cli_wan", "cli_generate"),
     ("cli",),
 )
 

@@ -5,23 +5,19 @@ Videos are ``f c h w``, either float in [-1, 1] or uint8 in 0..255; files hold y
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 import torch
 from av.error import FFmpegError
-from av.video.reformatter import Colorspace
 from einops import rearrange, repeat
 from torch import Tensor
 
 from causvid import weights
+from causvid.data.clips import encode_rgb
 from causvid.errors import UserError
-
-BT601, LIMITED = 6, 1  # H.273 codes; what players assume of a small untagged video, written into the file all the same
 
 
 @dataclass(frozen=True)
@@ -70,20 +66,7 @@ def encode_mp4(video: Tensor, fps: float = 8, scale: int = 1, crf: int = 17) -> 
     if fps <= 0:
         raise ValueError(f"fps must be positive, got {fps}")
     frames = to_rgb(video, scale)
-    buffer = io.BytesIO()
-    with av.open(buffer, "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
-        stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "yuv420p"
-        stream.thread_type = "AUTO"
-        # Without mbtree, which reads memory it has not set at such sizes, equal videos give equal bytes.
-        stream.options = {"crf": str(crf), "x264-params": "mbtree=0"}
-        stream.codec_context.colorspace, stream.codec_context.color_range = BT601, LIMITED
-        for image in frames:
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
-            container.mux(stream.encode(frame.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU601)))
-        container.mux(stream.encode())
-    return buffer.getvalue()
+    return encode_rgb(frames, fps, crf)
 
 
 def write_mp4(path: Path, video: Tensor, fps: float = 8, scale: int = 1, crf: int = 17) -> None:

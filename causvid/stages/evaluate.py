@@ -39,7 +39,8 @@ class Evaluate:
         spec = context.spec
         world = build.World(spec)
         metrics = [build.construct(metric) for metric in spec["evaluation.metrics"]]
-        pixels, captions = world.dataset.batch(range(spec["evaluation.samples"]), SPLIT)
+        pixels, captions = world.pixels(range(spec["evaluation.samples"]), SPLIT)
+        metrics = [m.knowing(pixels, captions) if hasattr(m, "knowing") else m for m in metrics]
         arms: dict[str, Tensor] = {"real": pixels, **read_arms(context)}
         numbers: dict[str, float] = {}
         scores: dict[str, dict[str, list[float]]] = {}

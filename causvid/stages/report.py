@@ -107,7 +107,7 @@ def sample_rows(context: Context, judged: Mapping[str, Any]) -> Iterator[page.Ro
     spec = context.spec
     steps, few = spec["teacher_sampling.steps"], len(build.student_times(spec))
     captions = judged["captions"][:CAPTIONS]
-    pixels, _ = build.World(spec).dataset.batch(range(len(captions)), SPLIT)
+    pixels, _ = build.World(spec).pixels(range(len(captions)), SPLIT)
     videos = {"real": (("truth", "rendered"), pixels)}
     for arm, label, count, stage in (
         (f"teacher_{steps}", "teacher", steps, "sample_teacher"),

@@ -186,7 +186,8 @@ def long_rollouts(context: Context, world: build.World, student: Any, sampler: A
     length = world.codec.pixel_frames(frames)
     weights.write_tensors(
         path,
-        {"first": videos[:, :length], "last": videos[:, -length:], "whole": videos[:4]},
+        # Copies: parts of a single rollout share memory, which a tensor file can't.
+        {"first": videos[:, :length].clone(), "last": videos[:, -length:].clone(), "whole": videos[:4]},
     )
 
 

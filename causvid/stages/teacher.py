@@ -60,7 +60,8 @@ def train(context: Context) -> None:
     world = build.World(spec)
     rule = build.teacher_rule(spec)
     model = build.network(spec, world, rule)
-    for path in build.teacher_files(spec):
+    if options["start"]:
+        path = build.shipped_teacher(spec, options["start"])
         weights.load_into(model, weights.read_tensors(path)[0], str(path))
     model = training.prepare(model, options)
     loss = build.construct(options["loss"], times=build.construct(spec["teacher"]).times)

@@ -1,0 +1,250 @@
+"""The commands ``causvid data ...``: from raw clips and captions to a store of latents."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from causvid.errors import UserError
+
+if TYPE_CHECKING:
+    from causvid.data.tally import Tally
+
+app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode="rich",
+    help="Raw clips and captions to latents. Paths may be addresses as well: s3://, gs://, hf://, memory://.",
+)  # fmt: skip
+
+Source = Annotated[str, typer.Argument(metavar="INPUT", help="A manifest (.csv, .json, .jsonl), or a folder.")]
+Target = Annotated[str, typer.Argument(metavar="OUTPUT", help="A folder; what is there already is not done again.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="End with one JSON line on stdout.")]
+Root = Annotated[str | None, typer.Option(help="What paths are relative to; default the manifest's own folder.")]
+Workers = Annotated[int, typer.Option(min=0, max=1024, help="Processes at a time; 0 takes one per core.")]
+Seconds = Annotated[float, typer.Option(min=1, help="How long one clip may take.")]
+
+
+def _end(tally: Tally, target: str, as_json: bool, **more: Any) -> None:
+    """Say what became of everything, and exit with 0, or 3 when something was put aside."""
+    from causvid.progress import console
+
+    counts = tally.as_json()
+    if not as_json:
+        console.print(", ".join(f"{value} {name}" for name, value in counts.items()), highlight=False)
+        for row in tally.quarantine[:5]:
+            console.print(f"  {row['clip']}: {row['reason']}", markup=False, highlight=False, soft_wrap=True)
+        if len(tally.quarantine) > 5:
+            console.print(f"  and {len(tally.quarantine) - 5} more: {target}/quarantine.jsonl", markup=False)
+    print(json.dumps({**counts, "output": target, **more}) if as_json else target)
+    if tally.status:
+        raise typer.Exit(tally.status)
+
+
+@app.command(no_args_is_help=True)
+def download(
+    source: Source,
+    target: Target,
+    workers: Annotated[int, typer.Option(min=1, max=1024, help="Transfers at a time.")] = 8,
+    root: Root = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Copy the clips that a manifest names into a folder, with their captions and checksums.
+
+    INPUT may be the name of a released artefact as well, such as causvid-latents; a wrong name lists all.
+
+    [bold]Examples[/]
+
+    causvid data download s3://bucket/clips.csv raw
+
+    causvid data download causvid-latents released
+    """
+    from causvid.data import artefacts, steps
+
+    if source.startswith("causvid-"):
+        count = artefacts.fetch(source, target)
+        print(json.dumps({"given": count, "done": count, "output": target}) if as_json else target)
+        return
+    _end(steps.download(source, target, workers, root), target, as_json)
+
+
+@app.command(no_args_is_help=True)
+def process(
+    source: Source,
+    target: Target,
+    height: Annotated[int, typer.Option(help="Pixels.")] = 480,
+    width: Annotated[int, typer.Option(help="Pixels.")] = 832,
+    frames: Annotated[int, typer.Option(help="Frames of every clip; shorter ones are put aside.")] = 81,
+    fps: Annotated[float, typer.Option(help="Frames per second, resampled in time.")] = 16.0,
+    aspect: Annotated[float, typer.Option(help="Put aside clips whose aspect ratio is off by more than this.")] = 2.0,
+    crf: Annotated[int, typer.Option(help="x264's quality: 0 loses nothing, 17 nothing that shows.")] = 17,
+    workers: Workers = 0,
+    seconds: Seconds = 300.0,
+    root: Root = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make clips of one form: resampled in time, upright, resized with antialiasing, cropped, h264.
+
+    [bold]Examples[/]
+
+    causvid data process raw clips
+
+    causvid data process captions.json clips --height 32 --width 32 --frames 23 --fps 8
+    """
+    from causvid.data import steps
+    from causvid.data.clips import Wanted
+
+    try:
+        wanted = Wanted(height, width, frames, fps, aspect, crf)
+    except ValueError as error:
+        raise UserError(f"data process: {error}") from error
+    _end(steps.process(source, target, wanted, workers, seconds, root), target, as_json)
+
+
+@app.command(no_args_is_help=True)
+def encode(
+    source: Source,
+    target: Target,
+    codec: Annotated[str, typer.Option(help="As in a spec: a name, or '{name: ..., option: ...}'.")] = "identity",
+    text_encoder: Annotated[str, typer.Option(help="As in a spec.")] = "words",
+    workers: Annotated[int, typer.Option(min=1, max=1024, help="Processes that decode ahead.")] = 1,
+    seconds: Seconds = 300.0,
+    root: Root = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Encode clips and captions to latents and text embeddings; under torchrun each process takes its share.
+
+    [bold]Examples[/]
+
+    causvid data encode clips latents --codec '{name: time_fold, frames: 2}' --text-encoder '{name: words, length: 12}'
+
+    torchrun --nproc-per-node 8 -m causvid.cli data encode clips latents --codec time_fold
+    """
+    from causvid.data import encode as encoding
+    from causvid.data import manifest
+
+    captions = (clip.caption for clip in manifest.read(source, root).clips)
+    parts, identity = _encoders({"codec": codec, "text_encoder": text_encoder}, captions)
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    tally = encoding.encode(
+        source, target, parts["codec"], parts["text_encoder"], identity, rank, world, workers, seconds, root
+    )
+    _end(tally, target, as_json)
+
+
+def _encoders(told: dict[str, Any], captions: Iterable[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Codec and text encoder as a spec names them, and what identifies them: names, options, weights, source.
+
+    Raises:
+        UserError: no such component, or options that it does not take.
+    """
+    import hashlib
+    import inspect
+    from pathlib import Path
+
+    import yaml
+
+    from causvid import build, registry, weights
+    from causvid.schema import World
+    from causvid.validate import section
+
+    try:
+        given = {name: yaml.safe_load(text) if isinstance(text, str) else text for name, text in told.items()}
+    except yaml.YAMLError as error:
+        raise UserError(f"--codec and --text-encoder: not YAML: {error}") from error
+    errors: list[str] = []
+    bound = section(World, {"dataset": "shapes", **given}, "", errors)
+    if errors:
+        raise UserError("\n".join(errors))
+    vocabulary = sorted({word for caption in captions for word in caption.lower().split()})
+    parts, identity = {}, {}
+    for name in told:
+        options = {key: value for key, value in bound[name].items() if key != "name"}
+        files = [Path(value) for value in options.values() if isinstance(value, str) and Path(value).is_file()]
+        source = inspect.getsource(registry.find(name, bound[name]["name"]).target)
+        code = hashlib.sha256(source.encode()).hexdigest()[:16]
+        identity[name] = {**bound[name], "source": code, "files": [weights.digest(path) for path in files]}
+        parts[name] = build.construct(bound[name], vocabulary=vocabulary)
+    return parts, identity
+
+
+@app.command(no_args_is_help=True)
+def pack(
+    source: Annotated[
+        str, typer.Argument(metavar="INPUT", help="Latents, a store, or an LMDB of the released layout.")
+    ],
+    target: Target,
+    shards: Annotated[int, typer.Option(min=1, max=1024, help="LMDB environments, read as one.")] = 1,
+    shape: Annotated[str, typer.Option(metavar="N,N,...", help="Released layout: shape of a row, if not stored.")] = "",
+    times: Annotated[str, typer.Option(metavar="T,T,...", help="Released ODE pairs: times of the states.")] = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Put latents into a store: LMDB with checksums. Converts the released layout, merges and splits stores.
+
+    [bold]Examples[/]
+
+    causvid data pack latents store
+
+    causvid data pack mixkit_ode_lmdb pairs --times 1,0.7568,0.5217,0
+    """
+    from causvid.data import pack as packing
+
+    try:
+        sizes, moments = [int(n) for n in shape.split(",") if n], [float(n) for n in times.split(",") if n]
+    except ValueError as error:
+        raise UserError(f"--shape and --times: expected numbers with commas between them: {error}") from error
+    _end(packing.pack(source, target, shards, sizes, moments), target, as_json)
+
+
+@app.command(no_args_is_help=True)
+def verify(
+    source: Annotated[str, typer.Argument(metavar="INPUT", help="A store.")],
+    target: Annotated[str | None, typer.Argument(metavar="[OUTPUT]", help="Folder for the damaged rows' list.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check every row of a store against its checksum, and the whole against its digest.
+
+    [bold]Example[/]
+
+    causvid data verify store
+    """
+    from causvid.data import pack as packing
+
+    tally, found = packing.verify(source, target)
+    _end(tally, target or source, as_json, digest=found["digest"])
+
+
+@app.command(no_args_is_help=True)
+def inspect(
+    source: Annotated[str, typer.Argument(metavar="INPUT", help="A store.")],
+    target: Annotated[str, typer.Argument(metavar="[OUTPUT]", help="Folder for contact_sheet.png.")] = ".",
+    rows: Annotated[int, typer.Option(min=1, max=1000, help="Rows on the sheet.")] = 12,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what a store holds, and write a contact sheet of its first rows.
+
+    [bold]Example[/]
+
+    causvid data inspect store sheets
+    """
+    from causvid.data import contact_sheet
+    from causvid.progress import console
+
+    tally, found = contact_sheet.inspect(source, target, rows, _decoder)
+    if not as_json:
+        told = {"codec": found["header"].get("codec"), "text encoder": found["header"].get("text_encoder"), **found}
+        for name, value in told.items():
+            if name not in ("header", "damaged", "kind"):
+                console.print(f"{name}: {value}", markup=False, highlight=False, soft_wrap=True)
+    _end(tally, f"{target.rstrip('/')}/contact_sheet.png", as_json, summary=found)
+
+
+def _decoder(header: Mapping[str, Any]) -> Any:
+    """The decoder of a store's codec, or None where it can't be built here."""
+    told = {k: v for k, v in header["codec"].items() if k not in ("source", "files")}
+    try:
+        return _encoders({"codec": told}, [])[0]["codec"].decode
+    except UserError:
+        return None

@@ -1,0 +1,211 @@
+"""Clips as they come, made even: decoded, resampled in time, turned upright, resized, cropped. PyAV, no torch.
+
+Frames are ``f h w 3`` uint8. The frame of a moment is the one that a player shows then.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.error import FFmpegError
+from av.video.frame import VideoFrame
+from av.video.reformatter import Colorspace, Interpolation
+from av.video.stream import VideoStream
+
+from causvid.data.pool import Refused
+
+BT601, LIMITED = 6, 1  # H.273 codes; what players assume of a small untagged video, written into the file all the same
+MAX_PIXELS = 1 << 26  # of one frame
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The form of the clips that are made.
+
+    Attributes:
+        aspect: a clip whose width to height differs from the wanted one by more than this factor is refused.
+    """
+
+    height: int = 480
+    width: int = 832
+    frames: int = 81
+    fps: float = 16.0
+    aspect: float = 2.0
+    crf: int = 17
+
+    def __post_init__(self) -> None:
+        if min(self.height, self.width) < 2 or self.height % 2 or self.width % 2 or max(self.height, self.width) > 8192:
+            raise ValueError(f"height and width: even, from 2 to 8192, got {self.height} x {self.width}")
+        if not 1 <= self.frames <= 100_000:
+            raise ValueError(f"frames: from 1 to 100000, got {self.frames}")
+        if not (0 < self.fps <= 1000 and self.aspect >= 1 and 0 <= self.crf <= 51):
+            raise ValueError(
+                f"fps in (0, 1000], aspect at least 1, crf 0 to 51; got {self.fps}, {self.aspect}, {self.crf}"
+            )
+
+
+def encode_rgb(frames: np.ndarray, fps: float, crf: int, threads: int = 0) -> bytes:
+    """An mp4 (h264, yuv420p) of even-sized frames ``f h w 3``; equal frames give equal bytes."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        stream.thread_type = "AUTO"
+        stream.thread_count = threads
+        # Without mbtree, which reads memory it has not set at such sizes, equal videos give equal bytes.
+        stream.options = {"crf": str(crf), "x264-params": "mbtree=0"}
+        stream.codec_context.colorspace, stream.codec_context.color_range = BT601, LIMITED
+        for image in frames:
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+            container.mux(stream.encode(frame.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU601)))
+        container.mux(stream.encode())
+    return buffer.getvalue()
+
+
+def png(image: np.ndarray) -> bytes:
+    """A PNG of ``h w 3`` uint8."""
+    context = av.CodecContext.create("png", "w")
+    context.width, context.height, context.pix_fmt = image.shape[1], image.shape[0], "rgb24"  # type: ignore[attr-defined]
+    context.time_base = Fraction(1)
+    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+    return b"".join(bytes(packet) for packet in [*context.encode(frame), *context.encode(None)])  # type: ignore[attr-defined]
+
+
+def _opened(path: str) -> InputContainer:
+    try:
+        return av.open(path)
+    except FFmpegError as error:
+        raise Refused(f"can't be read as a video: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:
+        raise Refused(f"can't be read: {error}") from error
+
+
+def _video(container: InputContainer) -> VideoStream:
+    # A cover picture in a sound file is no video.
+    streams = [s for s in container.streams.video if not (s.disposition and "attached_pic" in str(s.disposition))]
+    if not streams:
+        raise Refused("holds no video stream")
+    stream = streams[0]
+    if not (0 < stream.width * stream.height <= MAX_PIXELS):
+        raise Refused(f"has frames of {stream.width} x {stream.height} pixels")
+    stream.thread_type = "AUTO"
+    stream.thread_count = 1
+    return stream
+
+
+def moments(container: InputContainer, stream: VideoStream, start: float) -> Iterator[tuple[Fraction, VideoFrame]]:
+    """(seconds from the clip's beginning, frame), in the order they are shown, from the last key frame before start."""
+    base = stream.time_base or Fraction(1, 90_000)
+    zero = (stream.start_time or 0) * base
+    if start > 1:
+        try:
+            container.seek(int((zero + Fraction(start)) / base), stream=stream)
+        except FFmpegError:
+            container.seek(0)
+    period = 1 / stream.average_rate if stream.average_rate else Fraction(1, 25)
+    last: Fraction | None = None
+    try:
+        for frame in container.decode(stream):
+            if frame.is_corrupt:
+                raise Refused(f"is damaged near {float(last or 0):.2f} s")
+            guess = Fraction(0) if last is None else last + period
+            time = guess if frame.pts is None else frame.pts * (frame.time_base or base) - zero
+            if last is None or time > last:
+                yield time, frame
+                last = time
+    except FFmpegError as error:
+        raise Refused(f"is damaged near {float(last or 0):.2f} s: {error.strerror or error}") from error
+
+
+def resampled(
+    container: InputContainer, stream: VideoStream, wanted: Wanted, start: float, end: float | None
+) -> Iterator[VideoFrame]:
+    """The frames shown at ``start + k / fps``; fewer than wanted where the clip ends.
+
+    A frame is shown until the next one, the last for as long as it says, or as the mean rate says.
+    """
+    rate = Fraction(wanted.fps).limit_denominator(1001)
+    targets = [Fraction(start) + k / rate for k in range(wanted.frames)]
+    if end is not None:
+        targets = [time for time in targets if time < Fraction(end)]
+    shown: VideoFrame | None = None
+    place, last = 0, Fraction(0)
+    for time, frame in moments(container, stream, start):
+        while place < len(targets) and targets[place] < time:
+            yield shown or frame
+            place += 1
+        if place == len(targets):
+            return
+        shown, last = frame, time
+    if shown is None:
+        return
+    length = shown.duration * shown.time_base if shown.duration and shown.time_base else None
+    until = last + (length or (1 / stream.average_rate if stream.average_rate else Fraction(1, 25)))
+    while place < len(targets) and targets[place] < until:
+        yield shown
+        place += 1
+
+
+def fitted(frame: VideoFrame, pixel_aspect: Fraction, height: int, width: int) -> np.ndarray:
+    """A frame upright, resized with antialiasing so that it covers the wanted size, and cropped at its middle."""
+    turns = round(frame.rotation / 90) % 4  # counterclockwise, as the file's display matrix asks
+    rows, columns = (height, width) if turns % 2 == 0 else (width, height)
+    shown_width = frame.width * pixel_aspect
+    scale = max(Fraction(rows, frame.height), Fraction(columns) / shown_width)
+    size = max(rows, round(frame.height * scale)), max(columns, round(shown_width * scale))
+    # swscale widens its filter when it shrinks: nothing aliases.
+    small = frame.reformat(size[1], size[0], "rgb24", interpolation=Interpolation.BICUBIC).to_ndarray()
+    top, left = (size[0] - rows) // 2, (size[1] - columns) // 2
+    return np.rot90(small[top : top + rows, left : left + columns], turns)
+
+
+def clip_frames(path: str, wanted: Wanted, start: float | None = None, end: float | None = None) -> np.ndarray:
+    """The clip in the wanted form, ``f h w 3``.
+
+    Raises:
+        Refused: unreadable, damaged, too short, or of quite another aspect ratio.
+    """
+    with _opened(path) as container:
+        stream = _video(container)
+        pixel_aspect = stream.sample_aspect_ratio or Fraction(1)
+        images: list[np.ndarray] = []
+        for frame in resampled(container, stream, wanted, start or 0.0, end):
+            if not images:
+                shown = Fraction(frame.width) * pixel_aspect / frame.height
+                shown = 1 / shown if round(frame.rotation / 90) % 2 else shown
+                ratio = shown / Fraction(wanted.width, wanted.height)
+                if max(ratio, 1 / ratio) > wanted.aspect:
+                    raise Refused(
+                        f"its aspect ratio {float(shown):.2f} is more than {wanted.aspect:g} times off "
+                        f"{wanted.width / wanted.height:.2f}"
+                    )
+            images.append(fitted(frame, pixel_aspect, wanted.height, wanted.width))
+    if len(images) < wanted.frames:
+        raise Refused(f"has {len(images)} frames at {wanted.fps:g} fps; {wanted.frames} are wanted")
+    return np.stack(images)
+
+
+def make_clip(path: str, wanted: Wanted, start: float | None, end: float | None) -> bytes:
+    """The clip in the wanted form as an mp4; see :func:`clip_frames` for what is refused."""
+    return encode_rgb(clip_frames(path, wanted, start, end), wanted.fps, wanted.crf, threads=1)
+
+
+def all_frames(path: str) -> np.ndarray:
+    """Every frame of a clip as it is, ``f h w 3``.
+
+    Raises:
+        Refused: unreadable, damaged, or empty.
+    """
+    with _opened(path) as container:
+        stream = _video(container)
+        images = [frame.to_ndarray(format="rgb24") for _, frame in moments(container, stream, 0.0)]
+    if not images:
+        raise Refused("holds no frames")
+    return np.stack(images)

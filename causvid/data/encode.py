@@ -1,0 +1,174 @@
+"""Clips and captions to latents and text embeddings: one ``latents/ID.safetensors`` per clip, as ``pack`` takes them.
+
+Works with any codec and text encoder. How they were made stands in ``recipe.json``, and a folder of one codec never
+takes latents of another. Several processes share the work by rank; each file holds its own checksum.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from einops import rearrange
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from causvid import progress
+from causvid.data import manifest
+from causvid.data.clips import all_frames
+from causvid.data.folders import Folder
+from causvid.data.manifest import Clip
+from causvid.data.pool import Pool
+from causvid.data.rows import Row, canonical, pack_row
+from causvid.data.steps import local_copy
+from causvid.data.tally import Tally
+from causvid.types import Codec, TextEncoder
+
+TEXT, DATA, SUM = "text", "latents", "checksum"
+
+
+def recipe(identity: Mapping[str, Any], text_encoder: TextEncoder) -> dict[str, Any]:
+    """How a folder of latents is made: the identities of codec and text encoder, and the empty prompt's embeddings."""
+    empty = text_encoder.encode([""]).embeddings[0].float()
+    return {
+        "step": "encode", **identity, "text_length": empty.shape[0], "text_dim": empty.shape[1],
+        "unconditional": trimmed(empty.numpy()).tolist(),
+    }  # fmt: skip
+
+
+def trimmed(embeddings: np.ndarray) -> np.ndarray:
+    """``l d`` without the zeros after the prompt; a reader puts them back."""
+    filled = np.flatnonzero(np.any(embeddings != 0, axis=1))
+    return embeddings[: int(filled[-1]) + 1 if len(filled) else 0]
+
+
+def to_file(row: Row) -> bytes:
+    """A row as a safetensors file with its key, facts and checksum."""
+    index, _ = pack_row(row)
+    text = canonical({"key": row.key, "facts": row.facts}).decode()
+    return save(dict(row.arrays), {"row": text, SUM: index[:16].hex()})
+
+
+def from_file(content: bytes) -> Row:
+    """The row of such a file.
+
+    Raises:
+        ValueError: it is not whole, or not one of these.
+    """
+    try:
+        arrays = load(content)
+        length = int.from_bytes(content[:8], "little")
+        facts = json.loads(content[8 : 8 + length])["__metadata__"]
+        told = json.loads(facts["row"])
+        row = Row(str(told["key"]), arrays, dict(told["facts"]))
+        expected = facts[SUM]
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"is not a whole file of latents: {str(error)[:200]}") from error
+    if pack_row(row)[0][:16].hex() != expected:
+        raise ValueError("is damaged: its checksum is wrong")
+    return row
+
+
+def encode(
+    source: str,
+    target: str,
+    codec: Codec,
+    text_encoder: TextEncoder,
+    identity: Mapping[str, Any],
+    rank: int = 0,
+    world: int = 1,
+    workers: int = 1,
+    seconds: float = 300.0,
+    root: str | None = None,
+) -> Tally:
+    """Encode every clip of a manifest, or this process's share of it.
+
+    Args:
+        source: a manifest or a folder of clips.
+        target: folder for the latents.
+        codec, text_encoder: what encodes.
+        identity: what they are, in plain data; latents of another identity are refused the folder.
+        rank, world: this process's number among how many; it takes every ``world``-th clip.
+        workers: processes that decode ahead.
+        seconds: how long decoding one clip may take.
+        root: what the manifest's paths are relative to; by default its own folder.
+    """
+    given = manifest.read(source, root)
+    output = Folder(target)
+    output.claim(recipe(identity, text_encoder))
+    there = output.sizes()
+    share = given.clips[rank::world]
+    tally = Tally(len(share))
+    if rank == 0:  # what has no clip belongs to the first
+        tally.given, tally.skipped = len(share) + len(given.refused) + given.duplicates, given.duplicates
+        for name, reason in given.refused:
+            tally.put_aside(name, reason)
+    todo = []
+    for clip in share:
+        if _name(clip) in there and _same(output, clip):
+            tally.skipped += 1
+        else:
+            todo.append(clip)
+    with (
+        progress.bar("encode", tally.given) as show,
+        tempfile.TemporaryDirectory() as scratch,
+        Pool(workers, seconds) as pool,
+    ):
+        arguments = lambda clip: (str(local_copy(given, clip, Path(scratch))),)  # noqa: E731
+        for clip, ok, result in pool.map(all_frames, todo, arguments):
+            row = _row_or_reason(clip, result, codec, text_encoder) if ok else str(result)
+            if isinstance(row, str):
+                tally.put_aside(clip.path, row)
+            else:
+                output.write(_name(clip), to_file(row))
+                tally.done += 1
+            for copy in Path(scratch).glob(f"{clip.id}.*"):
+                copy.unlink()
+            show(tally.done + tally.skipped + len(tally.quarantine))
+    tally.write(output, "quarantine.jsonl" if world == 1 else f"quarantine-{rank}-of-{world}.jsonl")
+    return tally
+
+
+def _row_or_reason(clip: Clip, frames: np.ndarray, codec: Codec, text_encoder: TextEncoder) -> Row | str:
+    try:
+        return row_of(clip, frames, codec, text_encoder)
+    except (ValueError, RuntimeError) as error:  # a codec's complaint about shapes is often a RuntimeError
+        return str(error)
+
+
+def _name(clip: Clip) -> str:
+    return f"latents/{clip.id}.safetensors"
+
+
+def _same(output: Folder, clip: Clip) -> bool:
+    """Whether a whole file of this very clip is there."""
+    try:
+        return from_file(output.read(_name(clip))).facts == facts_of(clip)
+    except ValueError:
+        return False
+
+
+def facts_of(clip: Clip) -> dict[str, Any]:
+    return {"caption": clip.caption, "source": {"path": clip.path, "sha256": clip.sha256}}
+
+
+@torch.no_grad()
+def row_of(clip: Clip, frames: np.ndarray, codec: Codec, text_encoder: TextEncoder) -> Row:
+    """Latents ``f c h w`` (fp16) and text ``l d`` of a clip's frames, ``f h w 3`` uint8.
+
+    Raises:
+        ValueError: frames that the codec does not take, a caption that the encoder does not, or numbers beyond fp16.
+    """
+    pixels = rearrange(torch.from_numpy(np.ascontiguousarray(frames)), "f h w c -> 1 f c h w").float() / 127.5 - 1
+    codec.latent_frames(pixels.shape[1])
+    latents = codec.encode(pixels)[0].to("cpu", torch.float16)
+    text = text_encoder.encode([clip.caption]).embeddings[0].to("cpu")
+    text = text if text.dtype == torch.float32 else text.to(torch.float16)
+    if not (torch.isfinite(latents).all() and torch.isfinite(text).all()):
+        raise ValueError("its latents or its text are not finite in fp16")
+    return Row(clip.id, {DATA: latents.contiguous().numpy(), TEXT: trimmed(text.numpy())}, facts_of(clip))

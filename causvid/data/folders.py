@@ -1,0 +1,211 @@
+"""Folders on any filesystem: plain paths, ``s3://``, ``gs://``, ``hf://``, ``memory://``, through fsspec.
+
+A file is written whole or not at all, here and on object stores. What a filesystem raises becomes one clear error.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from causvid.errors import UserError
+
+CHUNK = 1 << 20  # bytes
+CACHE_GB = 50.0
+
+
+@contextmanager
+def told(name: str) -> Iterator[None]:
+    """Whatever the filesystem raises, as one error that names the file."""
+    try:
+        yield
+    except UserError:
+        raise
+    except FileNotFoundError as error:
+        raise UserError(f"{name} does not exist") from error
+    except ImportError as error:
+        raise UserError(f"{name}: this kind of address needs another package: {error}") from error
+    except Exception as error:  # clients of object stores raise types of their own
+        if getattr(error, "errno", None) == errno.ENOSPC:
+            raise UserError(f"{name} can't be written: the disk is full; make room and run it again") from error
+        reason = getattr(error, "strerror", None) or f"{error}" or type(error).__name__
+        raise UserError(f"{name} can't be read or written: {reason}") from error
+
+
+class Folder:
+    """A folder; names of files in it are relative, with ``/`` between parts."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = str(uri).rstrip("/") or "/"
+        with told(self.uri):
+            self.fs, self.path = fsspec.core.url_to_fs(self.uri)
+        self.is_local = isinstance(self.fs, LocalFileSystem)
+
+    def __str__(self) -> str:
+        return self.uri
+
+    def join(self, name: str) -> str:
+        """The file's address on this filesystem."""
+        return f"{self.path.rstrip('/')}/{name}"
+
+    def exists(self, name: str = "") -> bool:
+        with told(f"{self.uri}/{name}"):
+            return self.fs.exists(self.join(name) if name else self.path)
+
+    def read(self, name: str) -> bytes:
+        """The whole of a file.
+
+        Raises:
+            UserError: it isn't there, or can't be read.
+        """
+        with told(f"{self.uri}/{name}"), self.fs.open(self.join(name), "rb") as stream:
+            return stream.read()
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a file, whole or not at all.
+
+        Raises:
+            UserError: it can't be written; nothing is left of it.
+        """
+        with told(f"{self.uri}/{name}"):
+            if not self.is_local:
+                self.fs.makedirs(str(PurePosixPath(self.join(name)).parent), exist_ok=True)
+                self.fs.pipe_file(self.join(name), content)
+                return
+            from causvid import weights  # here, so that a worker that writes nothing imports no torch
+
+            path = Path(self.join(name))
+            try:
+                weights.write_bytes(path, content)
+            except OSError:
+                for partial in path.parent.glob(f".{path.name}.{os.getpid()}.partial"):
+                    partial.unlink()
+                raise
+
+    def write_json(self, name: str, value: Any) -> None:
+        self.write(name, (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())
+
+    def sizes(self) -> dict[str, int]:
+        """Every file below the folder with its size in bytes, but for hidden ones; nothing where there is no folder."""
+        with told(self.uri):
+            self.fs.invalidate_cache()
+            if not self.fs.exists(self.path):
+                return {}
+            found = self.fs.find(self.path, detail=True)
+        start = len(self.path.rstrip("/")) + 1
+        names = {path[start:]: int(facts["size"] or 0) for path, facts in found.items()}
+        return {name: names[name] for name in sorted(names) if not any(p.startswith(".") for p in name.split("/"))}
+
+    def clear_partials(self) -> None:
+        """Remove what killed processes left half-written; those of living ones stay."""
+        if self.is_local:
+            for path in Path(self.path).rglob(".*.partial"):
+                number = path.name.removesuffix(".partial").rpartition(".")[2]
+                if number.isdigit() and not _lives(int(number)):
+                    path.unlink(missing_ok=True)
+
+    def claim(self, recipe: Mapping[str, Any]) -> None:
+        """Say in ``recipe.json`` how the folder's content is made; refuse a folder whose content is made otherwise.
+
+        Raises:
+            UserError: it holds the result of another recipe.
+        """
+        self.clear_partials()
+        if self.exists("recipe.json"):
+            try:
+                other = json.loads(self.read("recipe.json"))
+            except ValueError as error:
+                raise UserError(
+                    f"{self.uri}/recipe.json is damaged; choose another folder, or delete this one"
+                ) from error
+            if other != recipe:
+                names = {**other, **recipe} if isinstance(other, dict) else recipe
+                differs = ", ".join(n for n in names if not isinstance(other, dict) or other.get(n) != recipe.get(n))
+                raise UserError(f"{self.uri} was made with other options ({differs}); choose another folder")
+            return
+        self.write_json("recipe.json", recipe)
+
+    @contextmanager
+    def local(self, name: str, scratch: Path) -> Iterator[Path]:
+        """A file as a local path: itself, or a copy in ``scratch`` that is deleted afterwards."""
+        if self.is_local:
+            yield Path(self.join(name))
+            return
+        copy = scratch / f"{hashlib.blake2b(name.encode(), digest_size=8).hexdigest()}{PurePosixPath(name).suffix}"
+        try:
+            with told(f"{self.uri}/{name}"):
+                self.fs.get_file(self.join(name), str(copy))
+            yield copy
+        finally:
+            copy.unlink(missing_ok=True)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def cached(uri: str) -> Path:
+    """A folder as a local one: itself, or a copy that is fetched once.
+
+    Copies lie in ``CAUSVID_CACHE`` (default ``~/.cache/causvid``); those unused for longest are deleted once all
+    together exceed ``CAUSVID_CACHE_GB`` (default 50).
+
+    Raises:
+        UserError: it can't be fetched, or is larger than the cache may be.
+    """
+    folder = Folder(uri)
+    if folder.is_local:
+        return Path(folder.path)
+    sizes = folder.sizes()
+    if not sizes:
+        raise UserError(f"{uri} does not exist, or is empty")
+    root = Path(os.environ.get("CAUSVID_CACHE") or Path.home() / ".cache" / "causvid")
+    limit = float(os.environ.get("CAUSVID_CACHE_GB") or CACHE_GB) * 1e9
+    if sum(sizes.values()) > limit:
+        raise UserError(
+            f"{uri} has {sum(sizes.values()) / 1e9:.1f} GB; the cache takes {limit / 1e9:g}: CAUSVID_CACHE_GB"
+        )
+    # A copy is known by what it is a copy of: a store that was written again is fetched again.
+    state = json.dumps([uri, sizes, folder.read("digest.json").decode() if "digest.json" in sizes else ""])
+    place = root / hashlib.sha256(state.encode()).hexdigest()[:24]
+    if not (place / ".complete").exists():
+        _make_room(root, limit - sum(sizes.values()))
+        partial = root / f".{place.name}.{os.getpid()}"
+        with told(uri):
+            for name in sizes:
+                (partial / name).parent.mkdir(parents=True, exist_ok=True)
+                folder.fs.get_file(folder.join(name), str(partial / name))
+            (partial / ".complete").write_text(uri)
+            if not place.exists():
+                partial.rename(place)
+            shutil.rmtree(partial, ignore_errors=True)
+    os.utime(place / ".complete", (time.time(), time.time()))
+    return place
+
+
+def _make_room(root: Path, limit: float) -> None:
+    copies = sorted(root.glob("*/.complete"), key=lambda path: path.stat().st_mtime)
+    sizes = {path.parent: sum(f.stat().st_size for f in path.parent.rglob("*") if f.is_file()) for path in copies}
+    total = sum(sizes.values())
+    for place, size in sizes.items():
+        if total <= limit:
+            return
+        shutil.rmtree(place, ignore_errors=True)
+        total -= size

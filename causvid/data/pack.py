@@ -1,0 +1,231 @@
+"""Latents into a store, and whether a store is sound.
+
+``pack`` takes a folder of encoded latents, another store (shards are merged), or an LMDB of the released layout. At the
+end it writes ``digest.json``: the digest over all rows, by which experiments know their data.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from causvid import progress
+from causvid.data.encode import DATA, TEXT, from_file
+from causvid.data.folders import CHUNK, Folder, cached, told
+from causvid.data.lmdb_store import Reader, Writer
+from causvid.data.pool import Pool
+from causvid.data.released_lmdb import Released
+from causvid.data.rows import Row
+from causvid.data.survey import survey
+from causvid.data.tally import Tally, write_lines
+from causvid.errors import UserError
+
+BATCH_ROWS, BATCH_BYTES = 64, 64 << 20  # of one transaction
+Rows = Iterator[tuple[str, Row | str]]
+
+
+def pack(source: str, target: str, shards: int = 1, shape: Sequence[int] = (), times: Sequence[float] = ()) -> Tally:
+    """Put rows into a store; rows that are there already are skipped.
+
+    Args:
+        source: encoded latents, a store, or an LMDB of the released layout.
+        target: the store's folder.
+        shards: environments of the store; a row's key decides in which it goes.
+        shape, times: for the released layout: shape of a row, times of the states.
+    """
+    header, count, rows = _source(source, shape, times)
+    output = Folder(target)
+    if output.is_local:
+        return _pack(header, count, rows, Path(output.path), shards)
+    with tempfile.TemporaryDirectory() as scratch:
+        store = Path(scratch) / "store"
+        with told(target):
+            for name in output.sizes():
+                (store / name).parent.mkdir(parents=True, exist_ok=True)
+                output.fs.get_file(output.join(name), str(store / name))
+        tally = _pack(header, count, rows, store, shards)
+        # The digest goes last: a store is whole when it is there.
+        files = sorted((p for p in store.rglob("*") if p.is_file()), key=lambda path: path.name == "digest.json")
+        with told(target):
+            for path in (path for path in files if path.name != "lock.mdb"):
+                name = output.join(str(path.relative_to(store)))
+                output.fs.makedirs(name.rpartition("/")[0], exist_ok=True)
+                output.fs.put_file(str(path), name)
+    return tally
+
+
+def _source(source: str, shape: Sequence[int], times: Sequence[float]) -> tuple[dict[str, Any], int, Rows]:
+    """(header of the store, how many rows are given, the rows)."""
+    folder = Folder(source)
+    sizes = folder.sizes()
+    if any(name.rpartition("/")[2] == "data.mdb" for name in sizes):
+        path = cached(source)
+        kind = sound(path)["kind"]
+        if kind == "released":
+            released = Released(path, shape, times)
+            return released.header(), len(released.numbers), released.rows()
+        reader = Reader(path)
+        header = {name: value for name, value in reader.header.items() if name not in ("format", "version")}
+        return header, len(reader), _stored(reader)
+    names = [name for name in sizes if name.startswith("latents/") and name.endswith(".safetensors")]
+    if "recipe.json" not in sizes or not names:
+        raise UserError(
+            f"{source} holds no latents: expected recipe.json and latents/, as 'causvid data encode' writes"
+        )
+    try:
+        recipe = json.loads(folder.read("recipe.json"))
+        channels = None
+        fields = {
+            DATA: {"dtype": "float16", "shape": [None, channels, None, None]},
+            TEXT: {"dtype": "float32", "shape": [None, int(recipe["text_dim"])]},
+        }
+        keep = ("codec", "text_encoder", "text_length", "text_dim", "unconditional")
+        header = {"fields": fields, **{name: recipe[name] for name in keep}, "provenance": {"from": "data encode"}}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{source}/recipe.json is damaged ({error}); encode again into a new folder") from error
+    first = next((row for _, row in _files(folder, names) if isinstance(row, Row)), None)
+    if first is not None and set(first.arrays) == set(fields):
+        fields[DATA]["shape"][1] = int(first.arrays[DATA].shape[1]) if first.arrays[DATA].ndim == 4 else None
+        fields[TEXT]["dtype"] = first.arrays[TEXT].dtype.name
+    return header, len(names), _files(folder, names)
+
+
+def _files(folder: Folder, names: Sequence[str]) -> Rows:
+    for name in names:
+        try:
+            row = from_file(folder.read(name))
+            if f"latents/{row.key}.safetensors" != name:
+                raise ValueError(f"says that it is row '{row.key}'")
+            yield name, row
+        except ValueError as error:
+            yield name, str(error)
+
+
+def _stored(reader: Reader) -> Rows:
+    for key in reader.entries:
+        try:
+            yield key, reader.row(key)
+        except ValueError as error:
+            yield key, str(error)
+
+
+def _pack(header: dict[str, Any], count: int, rows: Rows, store: Path, shards: int) -> Tally:
+    tally = Tally(count)
+    Folder(str(store)).clear_partials()
+    with told(str(store)):
+        (store / "digest.json").unlink(missing_ok=True)
+        there = len(list(store.glob("shard-*"))) or (1 if (store / "data.mdb").exists() else shards)
+    if there != shards:
+        raise UserError(f"{store} has {there} shards, not {shards}; say --shards {there}, or choose another folder")
+    names = [f"shard-{n:05d}-of-{shards:05d}" for n in range(shards)] if shards > 1 else ["."]
+    writers = [Writer(store / name, header) for name in names]
+    waiting: list[list[Row]] = [[] for _ in writers]
+    with progress.bar("pack", count) as show:
+        for name, row in rows:
+            if isinstance(row, str):
+                tally.put_aside(name, row)
+                continue
+            number = int.from_bytes(hashlib.blake2b(row.key.encode(), digest_size=4).digest(), "big") % shards
+            waiting[number].append(row)
+            heavy = sum(array.nbytes for each in waiting[number] for array in each.arrays.values()) > BATCH_BYTES
+            if heavy or len(waiting[number]) >= BATCH_ROWS:
+                _add(writers[number], waiting[number], tally)
+                waiting[number] = []
+                show(tally.done + tally.skipped + len(tally.quarantine))
+        for writer, batch in zip(writers, waiting, strict=True):
+            _add(writer, batch, tally)
+    del writers, writer
+    gc.collect()
+    folder = Folder(str(store))
+    reader = Reader(store)
+    sums = {str(path.relative_to(store)): file_sum(path) for path in sorted(store.rglob("data.mdb"))}
+    folder.write_json("digest.json", {"digest": reader.digest(), "rows": len(reader), "files": sums})
+    tally.write(folder)
+    return tally
+
+
+def _add(writer: Writer, rows: list[Row], tally: Tally) -> None:
+    """Add rows in one transaction; where one does not fit, each in its own, so that the others go in."""
+    if not rows:
+        return
+    try:
+        outcomes = writer.add(rows)
+        tally.done += outcomes.count("added")
+        tally.skipped += outcomes.count("duplicate")
+    except UserError:
+        raise
+    except ValueError as error:
+        if len(rows) == 1:
+            tally.put_aside(rows[0].key, str(error))
+            return
+        for row in rows:
+            _add(writer, [row], tally)
+
+
+def file_sum(path: Path) -> str:
+    """Checksum of a whole file."""
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as stream:
+        while part := stream.read(CHUNK):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def sound(path: Path) -> dict[str, Any]:
+    """The survey of a store, made in another process.
+
+    Raises:
+        UserError: it can't be read, or reading it crashes.
+    """
+    with Pool(1, 24 * 3600.0) as pool:
+        _, ok, found = next(iter(pool.map(survey, [path], lambda each: (str(each),))))
+    if not ok:
+        raise UserError(f"{path} can't be read: {found}" if str(path) not in str(found) else found)
+    return found
+
+
+def verify(source: str, target: str | None = None) -> tuple[Tally, dict[str, Any]]:
+    """Check every row of a store against its checksum, and the whole against its digest.
+
+    Args:
+        source: the store.
+        target: folder for the list of damaged rows; none is written by default.
+
+    Returns:
+        Counts, and the survey.
+
+    Raises:
+        UserError: no store, or one whose damage is not that of single rows.
+    """
+    path = cached(source)
+    found = sound(path)
+    if found["kind"] != "store":
+        raise UserError(
+            f"{source} is an LMDB, but no store of this project; 'causvid data pack' converts released ones"
+        )
+    tally = Tally(found["rows"], done=found["rows"] - len(found["damaged"]))
+    for key, reason in found["damaged"].items():
+        tally.put_aside(key, reason)
+    told_by = path / "digest.json"
+    if not told_by.is_file():
+        raise UserError(f"{source} is not finished: it has no digest.json; run 'causvid data pack' again")
+    try:
+        wanted = json.loads(told_by.read_text())
+        wanted = wanted["digest"], wanted["rows"], dict(wanted["files"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{source}/digest.json is damaged; run 'causvid data pack' again") from error
+    if (found["digest"], found["rows"]) != wanted[:2]:
+        raise UserError(f"{source} holds {found['rows']} rows that are not the {wanted[1]} it was finished with")
+    changed = [name for name, value in wanted[2].items() if file_sum(path / name) != value]
+    if changed and not tally.quarantine:
+        raise UserError(f"{source}: {', '.join(changed)} changed since it was finished, outside of any row; pack again")
+    if target is not None:
+        write_lines(Folder(target), "quarantine.jsonl", tally.quarantine)
+    return tally, found

@@ -1,0 +1,114 @@
+"""Worker processes that survive inputs which crash or hang them. Imports no torch: workers start in a moment."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, TypeVar
+
+from causvid.errors import UserError
+
+Item = TypeVar("Item")
+
+
+class Refused(Exception):
+    """Why one input is put aside; the others go on."""
+
+
+def _stay_with_parent() -> None:
+    """End this worker when its parent is killed; it would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _limited(seconds: float, function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[bool, Any]:
+    """(True, result), or (False, reason); the process ends when it takes too long, even inside foreign code."""
+    timer = threading.Timer(seconds, os._exit, (1,))
+    timer.daemon = True
+    timer.start()
+    try:
+        return True, function(*arguments)
+    except (Refused, UserError) as error:
+        return False, str(error)
+    except Exception as error:  # a damaged input can raise anything; it is listed, not lost
+        return False, f"{type(error).__name__}: {error}"
+    finally:
+        timer.cancel()
+
+
+class Pool:
+    """Worker processes that survive inputs which crash or hang them.
+
+    Args:
+        workers: how many; 0 takes one per core that this process may use.
+        seconds: how long one input may take.
+    """
+
+    def __init__(self, workers: int = 0, seconds: float = 300.0) -> None:
+        self.workers = workers or len(os.sched_getaffinity(0))
+        self.seconds = seconds
+        self._pool = self._new(self.workers)
+
+    def _new(self, workers: int) -> ProcessPoolExecutor:
+        context = multiprocessing.get_context("spawn")
+        return ProcessPoolExecutor(workers, mp_context=context, initializer=_stay_with_parent)
+
+    def map(
+        self, function: Callable[..., Any], items: Iterable[Item], arguments: Callable[[Item], tuple[Any, ...]]
+    ) -> Iterator[tuple[Item, bool, Any]]:
+        """(item, True, result) or (item, False, reason), in order; a few items are under way at a time.
+
+        Args:
+            function: of a module, so that workers can find it.
+            arguments: of an item; called here; may raise ``Refused`` or ``UserError``.
+        """
+        pending: deque[tuple[Item, tuple[Any, ...] | None, Future[Any] | str]] = deque()
+        for item in items:
+            try:
+                given = arguments(item)
+                pending.append((item, given, self._submit(function, given)))
+            except (Refused, UserError) as error:
+                pending.append((item, None, str(error)))
+            if len(pending) > 2 * self.workers:
+                yield self._result(function, *pending.popleft())
+        while pending:
+            yield self._result(function, *pending.popleft())
+
+    def _submit(self, function: Callable[..., Any], given: tuple[Any, ...]) -> Future[Any]:
+        try:
+            return self._pool.submit(_limited, self.seconds, function, given)
+        except BrokenProcessPool:
+            self._pool = self._new(self.workers)
+            return self._pool.submit(_limited, self.seconds, function, given)
+
+    def _result(
+        self, function: Callable[..., Any], item: Item, given: tuple[Any, ...] | None, future: Future[Any] | str
+    ) -> tuple[Item, bool, Any]:
+        if isinstance(future, str) or given is None:
+            return item, False, future
+        try:
+            return item, *future.result()
+        except BrokenProcessPool:
+            # One input took the pool with it: those that were under way are tried alone, and the culprit is found.
+            with self._new(1) as alone:
+                try:
+                    return item, *alone.submit(_limited, self.seconds, function, given).result()
+                except BrokenProcessPool:
+                    return item, False, f"the worker crashed, or took more than {self.seconds:g} s"
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)

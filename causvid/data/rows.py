@@ -1,0 +1,103 @@
+"""Rows of a store as bytes: named arrays and JSON facts, with a checksum over both. Knows numpy, no torch, no LMDB."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from causvid.errors import UserError
+
+DTYPES = ("float16", "float32", "float64", "uint8", "int32", "int64")
+ALIGNMENT = 64  # bytes
+MAX_KEY = 400  # bytes; LMDB takes 511
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row: arrays by field, and facts that JSON can hold."""
+
+    key: str
+    arrays: Mapping[str, np.ndarray]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the index says of a row: dtype, shape and place of each array, facts, checksum."""
+
+    key: str
+    fields: Mapping[str, tuple[str, tuple[int, ...], int]]
+    facts: Mapping[str, Any]
+    checksum: bytes
+    text: bytes
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.fields[name][1]
+
+
+def canonical(value: Any) -> bytes:
+    """JSON in one form: equal values, equal bytes."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def checksum(text: bytes, data: Any) -> bytes:
+    """16 bytes over a row's index text and its arrays."""
+    digest = xxhash.xxh3_128(text)
+    digest.update(data)
+    return digest.digest()
+
+
+def pack_row(row: Row) -> tuple[bytes, bytes]:
+    """(index entry, data) of a row, as they are written.
+
+    Raises:
+        ValueError: a key or an array that can't be stored.
+    """
+    if not row.key or len(row.key.encode("utf-8", "strict")) > MAX_KEY:
+        raise ValueError(f"a row's key has 1 to {MAX_KEY} bytes, got {row.key!r}")
+    places, parts, offset = {}, [], 0
+    for name, array in sorted(row.arrays.items()):
+        if array.dtype.name not in DTYPES:
+            raise ValueError(f"{name}: dtype {array.dtype} can't be stored; accepted: {', '.join(DTYPES)}")
+        content = np.ascontiguousarray(array).tobytes()
+        gap = -offset % ALIGNMENT
+        places[name] = [array.dtype.name, list(array.shape), offset + gap]
+        parts += [b"\0" * gap, content]
+        offset += gap + len(content)
+    text, data = canonical({"fields": places, "facts": dict(row.facts)}), b"".join(parts)
+    return checksum(text, data) + text, data
+
+
+def parse_entry(key: str, value: bytes) -> Entry:
+    """An index entry as it was written.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        content = json.loads(value[16:])
+        places = {name: (str(np.dtype(d)), tuple(map(int, s)), int(o)) for name, (d, s, o) in content["fields"].items()}
+        return Entry(key, places, content["facts"], value[:16], value[16:])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"row '{key}': its index entry is damaged; make the row again") from error
+
+
+def check_fields(row: Row, fields: Mapping[str, Mapping[str, Any]]) -> None:
+    """Whether a row has the fields that a header promises.
+
+    Raises:
+        ValueError: another field, dtype or shape.
+    """
+    if set(row.arrays) != set(fields):
+        raise ValueError(f"has fields {', '.join(sorted(row.arrays))}; the store's are {', '.join(sorted(fields))}")
+    for name, wanted in fields.items():
+        array, shape = row.arrays[name], wanted["shape"]
+        fits = len(array.shape) == len(shape) and all(w in (None, s) for s, w in zip(array.shape, shape, strict=True))
+        if array.dtype.name != wanted["dtype"] or not fits:
+            expected = " x ".join("any" if size is None else str(size) for size in shape)
+            raise ValueError(f"{name} is {array.dtype} {array.shape}; the store's is {wanted['dtype']} {expected}")

@@ -1,0 +1,197 @@
+"""The steps that move clips: ``download`` fetches what a manifest names, ``process`` makes clips of one form from it.
+
+Both leave a folder with ``clips/``, ``manifest.jsonl`` (which the next step reads) and ``quarantine.jsonl``. A clip is
+done when its record is written, after its file: whatever stops the command, the same command goes on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from causvid import progress
+from causvid.data import manifest
+from causvid.data.clips import Wanted, make_clip
+from causvid.data.folders import CHUNK, Folder, told
+from causvid.data.manifest import Clip, Given
+from causvid.data.pool import Pool, Refused
+from causvid.data.tally import Tally, write_lines
+from causvid.errors import UserError
+
+TRIES = 3
+
+
+class Output:
+    """A folder that a step fills clip by clip, and what is in it from before."""
+
+    def __init__(self, target: str, recipe: dict[str, Any], given: Given) -> None:
+        self.folder = Folder(target)
+        self.folder.claim(recipe)
+        self._there = self.folder.sizes()
+        self.records: dict[str, dict[str, Any]] = {}
+        self.tally = Tally(given.count, skipped=given.duplicates)
+        for name, reason in given.refused:
+            self.tally.put_aside(name, reason)
+
+    def finished(self, clip: Clip) -> bool:
+        """Whether the clip is done already, from the same row; then it is counted as skipped."""
+        name = f"records/{clip.id}.json"
+        if name not in self._there:
+            return False
+        try:
+            record = json.loads(self.folder.read(name))
+            same = record["source"] == clip.as_json() and self._there.get(record["path"]) == record["bytes"]
+        except (UserError, ValueError, KeyError, TypeError):
+            return False
+        if same:
+            self.records[clip.id] = record
+            self.tally.skipped += 1
+        return same
+
+    def put(self, clip: Clip, name: str, sha256: str, size: int) -> None:
+        """Record a clip whose file is written."""
+        record = {"source": clip.as_json(), "path": name, "sha256": sha256, "bytes": size}
+        self.folder.write_json(f"records/{clip.id}.json", record)
+        self.records[clip.id] = record
+        self.tally.done += 1
+
+    def finish(self, given: Given, keep_part: bool) -> Tally:
+        """Write the manifest of what is there, in the order it was given, and the quarantine list."""
+        rows = []
+        for clip in given.clips:
+            if clip.id in self.records:
+                record = self.records[clip.id]
+                part = {"start": clip.start, "end": clip.end} if keep_part else {}
+                rows.append(Clip(clip.id, record["path"], clip.caption, sha256=record["sha256"], **part).as_json())
+        write_lines(self.folder, "manifest.jsonl", rows)
+        self.tally.write(self.folder)
+        return self.tally
+
+
+def download(source: str, target: str, workers: int = 8, root: str | None = None) -> Tally:
+    """Copy every clip of a manifest into a folder.
+
+    Args:
+        source: a manifest or a folder.
+        target: folder for the copies.
+        workers: transfers at a time.
+        root: what the manifest's paths are relative to; by default its own folder.
+    """
+    given = manifest.read(source, root)
+    output = Output(target, {"step": "download"}, given)
+    todo = [clip for clip in given.clips if not output.finished(clip)]
+    with progress.bar("download", given.count) as show, ThreadPoolExecutor(max(1, workers)) as threads:
+        for clip, found in zip(todo, threads.map(lambda clip: _fetch(given, clip, output.folder), todo), strict=True):
+            if isinstance(found, str):
+                output.tally.put_aside(clip.path, found)
+            else:
+                output.put(clip, *found)
+            show(output.tally.done + output.tally.skipped + len(output.tally.quarantine))
+    return output.finish(given, keep_part=True)
+
+
+def _fetch(given: Given, clip: Clip, target: Folder) -> tuple[str, str, int] | str:
+    """(name, SHA-256, bytes) of the copy, or why there is none."""
+    suffix = PurePosixPath(clip.path.partition("?")[0]).suffix.lower()
+    name = f"clips/{clip.id}{suffix if suffix in manifest.VIDEOS else '.mp4'}"
+    for attempt in range(TRIES):
+        try:
+            folder, path = given.place(clip)
+            if not folder.exists(path):
+                return "does not exist"
+            content = folder.read(path)
+        except (UserError, ValueError) as error:
+            if attempt + 1 == TRIES:
+                return str(error)
+            time.sleep(2.0**attempt / 4)
+            continue
+        found = hashlib.sha256(content).hexdigest()
+        if not content:
+            return "is empty"
+        if clip.sha256 in (None, found):
+            target.write(name, content)
+            return name, found, len(content)
+    return "its SHA-256 is not the one in the manifest"
+
+
+def process(
+    source: str, target: str, wanted: Wanted, workers: int = 0, seconds: float = 300.0, root: str | None = None
+) -> Tally:
+    """Make clips of one form from every clip of a manifest.
+
+    Args:
+        source: a manifest or a folder of clips.
+        target: folder for the new clips.
+        wanted: their form.
+        workers: processes; 0 takes one per core.
+        seconds: how long one clip may take.
+        root: what the manifest's paths are relative to; by default its own folder.
+    """
+    given = manifest.read(source, root)
+    output = Output(target, {"step": "process", **asdict(wanted)}, given)
+    todo = [clip for clip in given.clips if not output.finished(clip)]
+    with progress.bar("process", given.count) as show, tempfile.TemporaryDirectory() as scratch:
+        for clip, ok, result in _made(given, todo, wanted, Path(scratch), workers, seconds):
+            if ok:
+                name = f"clips/{clip.id}.mp4"
+                output.folder.write(name, result)
+                output.put(clip, name, hashlib.sha256(result).hexdigest(), len(result))
+            else:
+                output.tally.put_aside(clip.path, result)
+            show(output.tally.done + output.tally.skipped + len(output.tally.quarantine))
+    return output.finish(given, keep_part=False)
+
+
+def _made(
+    given: Given, todo: list[Clip], wanted: Wanted, scratch: Path, workers: int, seconds: float
+) -> Iterator[tuple[Clip, bool, Any]]:
+    if not todo:
+        return
+    with Pool(workers, seconds) as pool:
+        copies: dict[str, Path] = {}
+
+        def arguments(clip: Clip) -> tuple[Any, ...]:
+            copies[clip.id] = local_copy(given, clip, scratch)
+            return str(copies[clip.id]), wanted, clip.start, clip.end
+
+        for clip, ok, result in pool.map(make_clip, todo, arguments):
+            copy = copies.pop(clip.id, None)
+            if copy is not None and copy.parent == scratch:
+                copy.unlink(missing_ok=True)
+            yield clip, ok, result
+
+
+def local_copy(given: Given, clip: Clip, scratch: Path) -> Path:
+    """A clip's file on this machine, a copy in ``scratch`` where it lies elsewhere; its checksum is checked.
+
+    Raises:
+        Refused: it isn't there, is empty, or isn't the file that the manifest means.
+        UserError: it can't be read.
+    """
+    folder, name = given.place(clip)
+    if not folder.exists(name) or folder.fs.isdir(folder.join(name)):
+        raise Refused("does not exist, or is a folder")
+    if folder.is_local:
+        path = Path(folder.join(name))
+    else:
+        path = scratch / f"{clip.id}{PurePosixPath(name).suffix[:8]}"
+        with told(str(folder)):
+            folder.fs.get_file(folder.join(name), str(path))
+    with told(str(folder)):
+        if path.stat().st_size == 0:
+            raise Refused("is empty")
+        if clip.sha256 is not None:
+            digest = hashlib.sha256()
+            with path.open("rb") as stream:
+                while part := stream.read(CHUNK):
+                    digest.update(part)
+            if digest.hexdigest() != clip.sha256:
+                raise Refused("its SHA-256 is not the one in the manifest: the file changed, or is damaged")
+    return path

@@ -1,0 +1,280 @@
+"""From clips to a store: counts add up, a second run does nothing, nothing mixes, released data is converted."""
+
+from __future__ import annotations
+
+import gc
+import json
+
+import lmdb
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+from videos import levels, sound, turned, video
+
+from causvid import cli, spec
+from causvid.build import World
+from causvid.data import pack as packing
+from causvid.data import steps
+from causvid.data.clips import Wanted
+from causvid.data.encode import encode, from_file
+from causvid.data.folders import Folder, cached
+from causvid.data.latents import load
+from causvid.data.lmdb_store import Reader
+from causvid.errors import UserError
+from causvid.models.codecs import TimeFold
+from causvid.models.text import Words
+
+WANTED = Wanted(16, 16, 5, 10, aspect=2)
+WORDS = ("a", "cat", "dog", "runs")
+IDENTITY = {"codec": {"name": "time_fold", "frames": 2}, "text_encoder": {"name": "words", "dim": 4, "length": 6}}
+
+
+def clips(folder):
+    """Good and bad clips under a manifest; returns its path and how many rows are good."""
+    folder.mkdir()
+    good = video(levels(20))
+    content = {
+        "good.mp4": good, "turned.mp4": turned(good, 90), "uneven.mp4": video(levels(6), [0, 40, 400, 440, 900, 1000]),
+        "odd.mp4": video(levels(20, 47, 63)), "sound.mp4": sound(), "short.mp4": video(levels(3)),
+        "cut.mp4": good[: len(good) // 2], "empty.mp4": b"", "wide.mp4": video(levels(20, 16, 64)),
+    }  # fmt: skip
+    for name, data in content.items():
+        (folder / name).write_bytes(data)
+    rows = [{"path": name, "caption": "a cat runs"} for name in [*content, "missing.mp4", "../good.mp4", "good.mp4"]]
+    (folder / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(folder / "m.jsonl")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A manifest taken through every step."""
+    folder = tmp_path_factory.mktemp("made")
+    tallies = [steps.process(clips(folder / "raw"), str(folder / "clips"), WANTED, workers=1)]
+    tallies.append(encode_into(folder / "clips", folder / "latents"))
+    tallies.append(packing.pack(str(folder / "latents"), str(folder / "store")))
+    return folder, tallies
+
+
+def encode_into(source, target, rank=0, world=1, identity=IDENTITY):
+    return encode(str(source), str(target), TimeFold(2), Words(WORDS, 4, 6), identity, rank, world)
+
+
+def test_counts_add_up_and_reasons_are_told(made):
+    folder, (processed, encoded, packed) = made
+    assert processed.as_json() == {"given": 12, "done": 4, "skipped": 1, "quarantined": 7} and processed.status == 3
+    listed = [json.loads(line) for line in (folder / "clips" / "quarantine.jsonl").read_text().splitlines()]
+    assert {row["clip"]: row["reason"] for row in listed}.keys() == {
+        "sound.mp4", "short.mp4", "cut.mp4", "empty.mp4", "wide.mp4", "missing.mp4", "row 11"
+    }  # fmt: skip
+    assert all(row["reason"] for row in listed)
+    assert encoded.as_json() == {"given": 4, "done": 4, "skipped": 0, "quarantined": 0} and encoded.status == 0
+    assert packed.as_json() == {"given": 4, "done": 4, "skipped": 0, "quarantined": 0}
+
+
+def test_the_store_holds_what_was_encoded(made):
+    folder, _ = made
+    reader = Reader(folder / "store")
+    assert {entry.shape("latents") for entry in reader.entries.values()} == {(3, 6, 16, 16)}
+    key = next(key for key in reader.entries if key.startswith("good"))
+    row = reader.row(key)
+    again = from_file((folder / "latents" / "latents" / f"{key}.safetensors").read_bytes())
+    assert np.array_equal(row.arrays["latents"], again.arrays["latents"])
+    assert row.facts["caption"] == "a cat runs" and row.arrays["text"].shape == (3, 4)
+    # levels 0, 2, 5, 7, 10 of the good clip, in [-1, 1]; the first frame alone, then pairs
+    pixels = TimeFold(2).decode(torch.from_numpy(row.arrays["latents"].astype(np.float32))[None])[0].mean((1, 2, 3))
+    assert pixels == pytest.approx([(10 + 4 * n) / 127.5 - 1 for n in (0, 2, 5, 7, 10)], abs=0.02)
+    assert reader.header["codec"] == IDENTITY["codec"] and reader.damaged() == {}
+
+
+def test_a_second_run_does_nothing(made):
+    folder, _ = made
+    before = Reader(folder / "store").digest()
+    gc.collect()
+    assert steps.process(str(folder / "raw" / "m.jsonl"), str(folder / "clips"), WANTED, workers=1).as_json() == {
+        "given": 12, "done": 0, "skipped": 5, "quarantined": 7
+    }  # fmt: skip
+    assert encode_into(folder / "clips", folder / "latents").skipped == 4
+    assert packing.pack(str(folder / "latents"), str(folder / "store")).skipped == 4
+    assert Reader(folder / "store").digest() == before
+
+
+def test_other_options_or_another_codec_never_mix_in(made):
+    folder, _ = made
+    with pytest.raises(UserError, match="other options .fps.*choose another folder"):
+        steps.process(str(folder / "raw"), str(folder / "clips"), Wanted(16, 16, 5, 8))
+    with pytest.raises(UserError, match="other options .codec"):
+        encode_into(folder / "clips", folder / "latents", identity={**IDENTITY, "codec": {"name": "other"}})
+
+
+def test_ranks_share_the_work(made, tmp_path):
+    folder, _ = made
+    tallies = [encode_into(folder / "clips", tmp_path / "latents", rank, 3) for rank in range(3)]
+    assert [tally.given for tally in tallies] == [2, 1, 1] and all(tally.done == tally.given for tally in tallies)
+    packing.pack(str(tmp_path / "latents"), str(tmp_path / "store"), shards=2)
+    assert Reader(tmp_path / "store").digest() == Reader(folder / "store").digest()
+
+
+def test_verify_passes_and_tells_damage(made, tmp_path):
+    folder, _ = made
+    tally, found = packing.verify(str(folder / "store"))
+    assert tally.as_json() == {"given": 4, "done": 4, "skipped": 0, "quarantined": 0}
+    assert found["digest"] == json.loads((folder / "store" / "digest.json").read_text())["digest"]
+    packing.pack(str(folder / "store"), str(tmp_path / "copy"))
+    path = tmp_path / "copy" / "data.mdb"
+    content = bytearray(path.read_bytes())
+    with_data = Reader(folder / "store").row(next(iter(found_keys(folder)))).arrays["latents"].tobytes()
+    content[content.find(with_data) + 100] ^= 4
+    path.write_bytes(content)
+    tally, _ = packing.verify(str(tmp_path / "copy"), str(tmp_path / "bad"))
+    assert (tally.done, len(tally.quarantine), tally.status) == (3, 1, 3)
+    assert len((tmp_path / "bad" / "quarantine.jsonl").read_text().splitlines()) == 1
+
+
+def found_keys(folder):
+    return list(Reader(folder / "store").entries)
+
+
+def test_damaged_latents_are_put_aside(made, tmp_path):
+    folder, _ = made
+    for source in (folder / "latents").rglob("*.*"):
+        target = tmp_path / "latents" / source.relative_to(folder / "latents")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(source.read_bytes())
+    first, second, *_ = sorted((tmp_path / "latents" / "latents").iterdir())
+    content = bytearray(first.read_bytes())
+    content[-7] ^= 1
+    first.write_bytes(content)
+    second.rename(second.with_name("another.safetensors"))
+    tally = packing.pack(str(tmp_path / "latents"), str(tmp_path / "store"))
+    assert (tally.done, len(tally.quarantine)) == (2, 2)
+    assert "checksum is wrong" in str(tally.quarantine) and "says that it is row" in str(tally.quarantine)
+
+
+def released(folder, array, prompts, shape=None):
+    with lmdb.open(str(folder), map_size=1 << 24) as environment, environment.begin(write=True) as transaction:
+        for number, (row, prompt) in enumerate(zip(array, prompts, strict=True)):
+            transaction.put(f"latents_{number}_data".encode(), row.astype(np.float16).tobytes())
+            transaction.put(f"prompts_{number}_data".encode(), prompt.encode())
+        if shape:
+            transaction.put(b"latents_shape", " ".join(map(str, shape)).encode())
+
+
+def test_the_released_layout_is_converted(tmp_path):
+    array = np.random.default_rng(0).standard_normal((12, 3, 4, 2, 2)).astype(np.float16)
+    released(tmp_path / "old", array, [f"prompt {n}" for n in range(12)], (99, 3, 4, 2, 2))  # its count is not trusted
+    tally = packing.pack(str(tmp_path / "old"), str(tmp_path / "new"))
+    assert tally.as_json() == {"given": 12, "done": 12, "skipped": 0, "quarantined": 0}
+    reader = Reader(tmp_path / "new")
+    for number in range(12):
+        row = reader.row(f"{number:08d}")
+        assert np.array_equal(row.arrays["latents"], array[number]) and row.facts["caption"] == f"prompt {number}"
+
+
+def test_released_pairs_need_their_times(tmp_path):
+    array = np.zeros((2, 4, 3, 4, 2, 2), np.float16)
+    released(tmp_path / "old", array, ["a", "b"], array.shape)
+    with pytest.raises(UserError, match="hold 4 states; give as many --times"):
+        packing.pack(str(tmp_path / "old"), str(tmp_path / "new"))
+    packing.pack(str(tmp_path / "old"), str(tmp_path / "new"), times=[1, 0.7568, 0.5217, 0])
+    reader = Reader(tmp_path / "new")
+    assert reader.header["times"] == [1, 0.7568, 0.5217, 0]
+    assert reader.row("00000001").arrays["states"].shape == (4, 3, 4, 2, 2)
+
+
+def test_released_rows_of_a_wrong_size_are_put_aside(tmp_path):
+    released(tmp_path / "old", [np.zeros((3, 4, 2, 2)), np.zeros((3, 4, 2, 1))], ["a", "b"])
+    with pytest.raises(UserError, match="shape of a row is not stored; give --shape"):
+        packing.pack(str(tmp_path / "old"), str(tmp_path / "new"))
+    tally = packing.pack(str(tmp_path / "old"), str(tmp_path / "new"), shape=[3, 4, 2, 2])
+    assert tally.done == 1 and "has 48 bytes; rows of shape (3, 4, 2, 2) have 96" in str(tally.quarantine)
+
+
+def test_a_spec_trains_from_a_store(made):
+    folder, _ = made
+    options = [f"world.dataset={{name: store, path: {folder / 'store'}, shape: [3, 6, 16, 16]}}"]
+    options += ["world.text_encoder={name: words, dim: 4, length: 6}"]
+    world = World(spec.load("tiny/causvid", options))
+    latents, text, free = world.batch(range(8))
+    assert latents.shape == (8, 3, 6, 16, 16) and latents.dtype == torch.float32
+    assert torch.equal(text.embeddings, Words(WORDS, 4, 6).encode(["a cat runs"] * 8).embeddings)
+    assert torch.equal(free.embeddings, torch.zeros(8, 6, 4))
+    per_epoch = [tuple(float(x) for x in world.batch(range(4 * e, 4 * e + 4))[0].sum((1, 2, 3, 4))) for e in range(6)]
+    assert len({tuple(sorted(epoch)) for epoch in per_epoch}) == 1 and len(set(per_epoch)) > 1
+    pixels, captions = world.pixels(range(2), "test")
+    assert pixels.shape == (2, 5, 3, 16, 16) and captions == ["a cat runs"] * 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("world.codec={name: time_fold, frames: 4}", "was made with codec"),
+        (
+            "world.dataset.shape=[9, 6, 16, 16]",
+            r"has 0 rows of shape \[9, 6, 16, 16\].*holds the shapes \[3, 6, 16, 16\]",
+        ),
+        ("world.dataset.held_out=4", "of which 4 are held out"),
+        ("world.dataset.path=/nowhere", "no store at /nowhere"),
+    ],
+)
+def test_a_store_that_does_not_fit_the_spec_is_refused(made, change, message):
+    folder, _ = made
+    options = [f"world.dataset={{name: store, path: {folder / 'store'}, shape: [3, 6, 16, 16]}}"]
+    options += ["world.text_encoder={name: words, dim: 4, length: 6}", change]
+    with pytest.raises(UserError, match=message):
+        World(spec.load("tiny/causvid", options)).batch([0])
+
+
+def test_the_loader_resumes_in_the_middle(made):
+    folder, _ = made
+    whole = [latents for latents, _, _ in load(str(folder / "store"), 3, seed=1, stop=6)]
+    rest = [latents for latents, _, _ in load(str(folder / "store"), 3, start=2, seed=1, stop=6)]
+    assert len(whole) == 6 and all(torch.equal(a, b) for a, b in zip(whole[2:], rest, strict=True))
+
+
+def test_every_step_in_memory(made):
+    """The same clips through an object store, to the same digest."""
+    folder, _ = made
+    raw = Folder("memory://data/raw")
+    for path in (folder / "raw").iterdir():
+        raw.write(path.name, path.read_bytes())
+    fetched = steps.download("memory://data/raw/m.jsonl", "memory://data/fetched")
+    assert fetched.as_json() == {"given": 12, "done": 8, "skipped": 1, "quarantined": 3}
+    assert steps.download("memory://data/raw/m.jsonl", "memory://data/fetched").skipped == 9
+    steps.process("memory://data/raw/m.jsonl", "memory://data/clips", WANTED, workers=1)
+    encode_into("memory://data/clips", "memory://data/latents")
+    packing.pack("memory://data/latents", "memory://data/store")
+    tally, found = packing.verify("memory://data/store")
+    assert tally.done == 4 and found["digest"] == Reader(folder / "store").digest()
+
+
+def test_copies_of_remote_stores_are_kept_and_bounded(tmp_path, monkeypatch):
+    monkeypatch.setenv("CAUSVID_CACHE", str(tmp_path))
+    monkeypatch.setenv("CAUSVID_CACHE_GB", "0.0000035")
+    for name in "abcd":
+        Folder(f"memory://cached/{name}").write("data", name.encode() * 1000)
+    places = [cached(f"memory://cached/{name}") for name in "abc"]
+    assert [(place / "data").read_bytes()[:1] for place in places] == [b"a", b"b", b"c"]
+    assert cached("memory://cached/a") == places[0]
+    cached("memory://cached/d")
+    assert (places[0] / "data").exists() and not (places[1] / "data").exists()  # the one unused for longest
+    Folder("memory://cached/big").write("data", b"x" * 4000)
+    with pytest.raises(UserError, match="CAUSVID_CACHE_GB"):
+        cached("memory://cached/big")
+
+
+def test_the_command_line_counts_and_ends(made, tmp_path):
+    folder, _ = made
+    runner = CliRunner()
+
+    def call(*arguments):
+        found = runner.invoke(cli.app, ["data", *map(str, arguments)])
+        return found.exit_code, found.stdout.strip().splitlines()[-1] if found.stdout.strip() else ""
+
+    status, line = call("inspect", folder / "store", tmp_path, "--json")
+    assert status == 0 and json.loads(line)["summary"]["rows"] == 4
+    assert (tmp_path / "contact_sheet.png").read_bytes()[:4] == b"\x89PNG"
+    status, line = call("process", folder / "raw" / "m.jsonl", folder / "clips", "--height", 16, "--width", 16,
+                        "--frames", 5, "--fps", 10, "--json", "--workers", 1)  # fmt: skip
+    assert status == 3 and json.loads(line)["quarantined"] == 7
+    assert call("pack", folder / "latents", tmp_path / "store")[0] == 0

@@ -1,0 +1,127 @@
+"""Manifests: every form, and every bad row told while the others go on."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from causvid.data import manifest
+from causvid.data.folders import Folder
+from causvid.errors import UserError
+
+
+def write(folder, name, content):
+    for clip in ("a.mp4", "b.mp4"):
+        (folder / clip).write_bytes(b"x")
+    (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    return str(folder / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("m.csv", "path,caption,start,end\na.mp4,a cat,1.5,3\nb.mp4,a dog,,\n"),
+        (
+            "m.jsonl",
+            '{"path": "a.mp4", "caption": "a cat", "start": 1.5, "end": 3}\n\n{"url": "b.mp4", "text": "a dog"}\n',
+        ),
+        (
+            "m.json",
+            '[{"file": "a.mp4", "cap": ["a  cat "], "start": 1.5, "end": "3"}, {"video": "b.mp4", "caption": "a dog"}]',
+        ),
+        ("m.csv", "\ufefffile,caption,start,end\r\na.mp4,a cat,1.5,3\r\nb.mp4,a dog,,\r\n"),
+    ],
+)
+def test_forms_of_a_manifest(tmp_path, name, content):
+    given = manifest.read(write(tmp_path, name, content))
+    assert [(c.path, c.caption, c.start, c.end) for c in given.clips] == [
+        ("a.mp4", "a cat", 1.5, 3.0), ("b.mp4", "a dog", None, None)
+    ]  # fmt: skip
+    assert given.count == 2 and len({clip.id for clip in given.clips}) == 2
+
+
+def test_mixkit_captions_name_files_of_subfolders(tmp_path):
+    (tmp_path / "airplane").mkdir()
+    (tmp_path / "airplane" / "mixkit-1.mp4").write_bytes(b"x")
+    given = manifest.read(
+        write(tmp_path, "captions.json", json.dumps({"mixkit-1.mp4": "a plane", "mixkit-2.mp4": "no"}))
+    )
+    assert [(clip.path, clip.caption) for clip in given.clips] == [
+        ("airplane/mixkit-1.mp4", "a plane"), ("mixkit-2.mp4", "no")
+    ]  # fmt: skip
+
+
+def test_a_folder_with_captions_beside_the_clips(tmp_path):
+    write(tmp_path, "a.txt", "a cat\n")
+    (tmp_path / ".hidden.mp4").write_bytes(b"x")
+    assert [(c.path, c.caption) for c in manifest.read(str(tmp_path)).clips] == [("a.mp4", "a cat"), ("b.mp4", "")]
+
+
+def test_paths_relative_to_another_folder(tmp_path):
+    (tmp_path / "list").mkdir()
+    (tmp_path / "list" / "m.csv").write_text("path,caption\na.mp4,a cat\n")
+    write(tmp_path, "x.txt", "")
+    given = manifest.read(str(tmp_path / "list" / "m.csv"), str(tmp_path))
+    folder, name = given.place(given.clips[0])
+    assert folder.read(name) == b"x"
+
+
+BAD = {
+    "outside": {"path": "../a.mp4"}, "deep": {"path": "x/../../a.mp4"}, "windows": {"path": "..\\a.mp4"},
+    "home": {"path": "~/a.mp4"}, "nul": {"path": "a\0.mp4"}, "chain": {"path": "zip::a.mp4"}, "none": {"caption": "x"},
+    "empty": {"path": ""}, "number": {"path": 5}, "caption": {"path": "a.mp4", "caption": {"a": 1}},
+    "long": {"path": "a.mp4", "caption": "x" * 10_001}, "start": {"path": "a.mp4", "start": -1},
+    "nan": {"path": "a.mp4", "start": "nan"}, "order": {"path": "a.mp4", "start": 3, "end": 2},
+    "true": {"path": "a.mp4", "end": True}, "id": {"path": "a.mp4", "id": "../../x"},
+    "hash": {"path": "a.mp4", "sha256": "xyz"}, "list": ["a.mp4"], "text": "a.mp4", "null": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_row_is_told_and_the_others_go_on(tmp_path, name):
+    rows = [BAD[name], {"path": "b.mp4", "caption": "a dog"}]
+    given = manifest.read(write(tmp_path, "m.jsonl", "".join(json.dumps(row) + "\n" for row in rows)))
+    assert [clip.path for clip in given.clips] == ["b.mp4"]
+    assert len(given.refused) == 1 and given.refused[0][1] and given.count == 2
+
+
+def test_bytes_that_are_no_text_spoil_their_own_row(tmp_path):
+    content = b'{"path": "a.mp4", "caption": "caf\xe9"}\n{"path": "b.mp4", "caption": "caf\xc3\xa9"}\nnot json\n'
+    given = manifest.read(write(tmp_path, "m.jsonl", content))
+    assert [clip.caption for clip in given.clips] == ["café"]
+    assert [reason[:20] for _, reason in given.refused] == ["caption: is not UTF-", "not JSON: Expecting "]
+
+
+def test_a_row_that_repeats_another_counts_as_a_duplicate(tmp_path):
+    given = manifest.read(write(tmp_path, "m.csv", "path,caption\na.mp4,x\na.mp4,x\nb.mp4,y\n"))
+    assert (len(given.clips), given.duplicates, given.count) == (2, 1, 3)
+
+
+def test_a_manifest_from_elsewhere_names_no_files_of_this_machine():
+    folder = Folder("memory://elsewhere")
+    folder.write("m.jsonl", b'{"path": "/etc/hosts"}\n{"path": "file:///etc/hosts"}\n{"path": "s3://b/a.mp4"}\n')
+    given = manifest.read("memory://elsewhere/m.jsonl")
+    assert [clip.path for clip in given.clips] == ["s3://b/a.mp4"] and len(given.refused) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("m.json", "{", "can't be read"), ("m.json", "3", "a list of rows"), ("m.json", "[" * 100_000, "can't be read"),
+        ("m.csv", "a,b\n1,2\n", "must name the columns"), ("m.csv", "", "must name the columns"),
+        ("m.txt", "a.mp4", "is no manifest"), ("m.csv", 'path,caption\na.mp4,"x\n', "can't be read"),
+    ],
+)  # fmt: skip
+def test_a_manifest_that_can_not_be_read_at_all(tmp_path, name, content, message):
+    with pytest.raises(UserError, match=message):
+        manifest.read(write(tmp_path, name, content))
+
+
+def test_nothing_to_read(tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        manifest.read(str(tmp_path / "no.csv"))
+    with pytest.raises(UserError, match="holds no clips"):
+        manifest.read(str(tmp_path))
+    with pytest.raises(UserError, match="strange://x"):
+        manifest.read("strange://x/m.csv")
