@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from causvid.attention.masks import Rule
 from causvid.errors import UserError
 from causvid.losses.ode import state_indices
 from causvid.models.dit import VideoDiT
-from causvid.spec import Spec, experiments_folder
+from causvid.spec import Spec, complete, experiments_folder, flat
 from causvid.types import Text
 from causvid.validate import Bound
 
@@ -126,16 +127,44 @@ def shipped_teacher(spec: Spec, kind: str | None = None) -> Path:
     """The trained teacher that ships for this world and a kind, by default the spec's.
 
     Raises:
-        UserError: none ships.
+        UserError: none ships, or what its record says it was made for is not what the spec describes.
     """
-    world, kind = spec["world.dataset"]["name"], kind or spec["teacher"]["name"]
+    world, kind = spec["world.dataset"]["name"], str(kind or spec["teacher"]["name"])
     path = experiments_folder() / "teachers" / world / f"{kind}.safetensors"
     if not path.is_file():
         raise UserError(
             f"no trained '{kind}' teacher ships for world '{world}' (looked for {path}); train one with "
             "teacher_training.weights=train"
         )
+    _check_record(spec, kind, path.with_suffix(".json"))
     return path
+
+
+def _check_record(spec: Spec, kind: str, path: Path) -> None:
+    """Refuse weights that were trained for something else; shapes that fit prove nothing.
+
+    The kernel is left out: all give the same numbers.
+    """
+    sees = construct(Bound("teacher", {"name": kind})).mask(causal_rule(spec))
+    sections = ("world", "model", *(["causal"] if sees.causal else []))
+    try:
+        made = complete({name: json.loads(path.read_text())["values"][name] for name in sections}, str(path))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path}, the record of a shipped teacher, does not say what it was trained for ({error!r}); reinstall, or "
+            "train one with teacher_training.weights=train"
+        ) from error
+    left, right = (flat({name: each[name] for name in sections}) for each in (made, spec))
+    differences = [
+        f"{key} is {right.get(key)}, the teacher's {left.get(key)}"
+        for key in dict.fromkeys([*left, *right])
+        if left.get(key) != right.get(key) and not key.startswith("causal.kernel")
+    ]
+    if differences:
+        raise UserError(
+            f"the shipped '{kind}' teacher was trained for another spec: {'; '.join(differences)}. Change the spec "
+            "back, or train one with teacher_training.weights=train"
+        )
 
 
 def teacher_files(spec: Spec) -> tuple[Path, ...]:
