@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from causvid import registry, schedule, weights
-from causvid.attention.masks import Rule
+from causvid.attention.kernels import Kernel
+from causvid.attention.masks import Bidirectional, Rule
 from causvid.errors import UserError
-from causvid.losses.ode import state_indices
 from causvid.models.dit import VideoDiT
 from causvid.spec import Spec, complete, experiments_folder, flat
 from causvid.types import Text
@@ -92,12 +92,23 @@ def teacher_reads(spec: Spec) -> tuple[str, ...]:
 
 
 def student_rule(spec: Spec) -> Rule:
-    """What the student sees: the causal mask, or the teacher's for a bidirectional student."""
-    return causal_rule(spec) if spec["student.causal"] else teacher_rule(spec)
+    """What the student sees: the causal mask, or everything, whatever the teacher sees."""
+    return causal_rule(spec) if spec["student.causal"] else Bidirectional()
 
 
-def network(spec: Spec, world: World, mask: Rule) -> VideoDiT:
-    """The spec's network under a mask, with fresh weights from the global seed.
+def teacher_sampler(spec: Spec, steps: int | None = None) -> Any:
+    """The many-step sampler of the spec, by default with its own number of steps."""
+    options = spec["teacher_sampling"]
+    return construct(options if steps is None else Bound(options.group, {**options, "steps": steps}))
+
+
+def student_input(spec: Spec) -> Any:
+    """What the student is trained on; one that streams commits its context when the student's sampler does."""
+    return construct(spec["student.input"], context_t=spec["student.sampler"].get("context_t", 0.0))
+
+
+def network(spec: Spec, world: World, mask: Rule, kernel: Kernel | None = None) -> VideoDiT:
+    """The spec's network under a mask, with fresh weights from the global seed; the kernel is the spec's by default.
 
     Raises:
         UserError: geometry, mask, positions and kernel do not fit together.
@@ -108,7 +119,7 @@ def network(spec: Spec, world: World, mask: Rule) -> VideoDiT:
         text_dim=world.text_encoder.dim,
         mask=mask,
         position=construct(spec["causal.position"]),
-        kernel=construct(spec["causal.kernel"]),
+        kernel=kernel or construct(spec["causal.kernel"]),
     )
 
 
@@ -205,7 +216,7 @@ def stored_times(spec: Spec) -> torch.Tensor:
     Raises:
         UserError: a step count whose times are not on the solver's grid.
     """
-    steps, amount = spec["ode_pairs.steps"], construct(spec["teacher_sampling"]).shift
+    steps = spec["ode_pairs.steps"]
     indices: set[int] = {steps}
     for count in spec["ode_pairs.keep"]:
         if count < 1 or steps % count:
@@ -213,46 +224,4 @@ def stored_times(spec: Spec) -> torch.Tensor:
                 f"ode_pairs.keep: {count} does not divide ode_pairs.steps = {steps}, so its times are not solved"
             )
         indices.update(range(0, steps, steps // count))
-    return schedule.grid(steps, amount)[sorted(indices)]
-
-
-def check(spec: Spec) -> None:
-    """Build everything that is cheap, so that what does not fit together is told before anything runs.
-
-    Raises:
-        UserError: the first thing that does not fit.
-    """
-    world = World(spec)
-    players = tuple(getattr(construct(spec["loss"]), "players", ()))
-    if "student" not in players:
-        raise UserError(
-            f"loss: distillation needs a loss for the student; this one trains {', '.join(players) or 'no one'}"
-        )
-    with torch.device("meta"):
-        network(spec, world, teacher_rule(spec))
-        nets: dict[str, torch.nn.Module] = {
-            name: network(spec, world, causal_rule(spec)) for name in ("student", "fake_score")
-        }
-        if "discriminator" in players:
-            nets["discriminator"] = discriminator(spec)
-        for name in players:
-            construct(spec["distill.optimizer" if name == "student" else "distill.critic_optimizer"], model=nets[name])
-        for stage in ("teacher_training", "ode_init"):
-            construct(spec[f"{stage}.optimizer"], model=nets["student"])
-    for path in ("teacher_training.loss", "ode_init.loss"):
-        if tuple(construct(spec[path]).players) != ("student",):
-            raise UserError(f"{path}: '{spec[path]['name']}' trains others than the student; it belongs in 'loss'")
-    for path in ("student.input", "teacher_sampling"):
-        construct(spec[path])
-    if "times" not in registry.find("sampler", spec["student.sampler.name"]).signature.parameters:
-        raise UserError(f"student.sampler: '{spec['student.sampler.name']}' does not take the student's times")
-    sampler = construct(spec["student.sampler"], times=student_times(spec))
-    if spec["student.causal"] and not hasattr(sampler, "stream"):
-        raise UserError(f"student.sampler: '{spec['student.sampler.name']}' does not stream, as a causal student must")
-    if not isinstance(spec["teacher_sampling"].get("steps"), int):
-        raise UserError("teacher_sampling.steps: expected a count, by which the teacher's samples are named")
-    if spec["evaluation.rollout_samples"] > spec["evaluation.samples"]:
-        raise UserError("evaluation.rollout_samples: at most evaluation.samples, whose captions they take")
-    teacher_files(spec)
-    if spec["init"]["name"] == "ode":
-        state_indices(stored_times(spec), [*student_times(spec), 0.0])
+    return teacher_sampler(spec, steps).times[sorted(indices)]

@@ -137,7 +137,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Runtime:
-    """How to run, not what: outside every hash. ``threads`` 0 takes every core."""
+    """How to run, not what: outside every hash. ``threads`` 0 takes every core; ``loggers`` beside ``jsonl``."""
 
     threads: int = number(0, least=0, most=1024)
     device: Literal["cpu"] = "cpu"

@@ -8,7 +8,7 @@ import shutil
 import pytest
 import torch
 
-from causvid import build, experiment, spec, weights
+from causvid import build, checks, experiment, spec, weights
 from causvid.errors import UserError
 
 NAMES = sorted(
@@ -45,12 +45,12 @@ def test_a_shipped_teacher_fits_its_world_and_is_finite_and_small(kind):
 def test_shipped_weights_are_refused_by_a_spec_that_they_were_not_trained_for(overrides, words):
     """Though every shape fits."""
     with pytest.raises(UserError, match=words):
-        build.check(spec.load("tiny/causvid", overrides))
+        checks.check(spec.load("tiny/causvid", overrides))
 
 
 @pytest.mark.parametrize("override", ["causal.mask.block_frames=2", "causal.kernel=sdpa", "seed=3"])
 def test_shipped_weights_do_not_mind_what_they_do_not_depend_on(override):
-    build.check(spec.load("tiny/causvid", [override]))
+    checks.check(spec.load("tiny/causvid", [override]))
 
 
 @pytest.mark.parametrize("content", [None, "{", "{}", '{"values": 3}', '{"values": {"world": {}, "model": "dit"}}'])
@@ -61,4 +61,4 @@ def test_a_shipped_teacher_without_a_whole_record_is_refused(content, tmp_path, 
     record.unlink() if content is None else record.write_text(content)
     monkeypatch.setattr(build, "experiments_folder", lambda: tmp_path / "experiments")
     with pytest.raises(UserError, match="does not say what it was trained for"):
-        build.check(spec.load("tiny/causvid"))
+        checks.check(spec.load("tiny/causvid"))

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from causvid import registry
+from causvid.attention.kernels import Sdpa
 from causvid.attention.masks import Bidirectional, BlockCausal, SinkWindow, SlidingWindow
 from causvid.attention.positions import Absolute, WindowRelative
 from causvid.models.dit import VideoDiT
@@ -210,3 +211,28 @@ def test_a_stream_takes_one_block_at_a_time_and_ends_with_a_short_one():
     cache = model(x[:, :2], t[:, :2], text, cache=model.new_cache(), commit=True).cache
     with pytest.raises(ValueError, match="the stream has ended"):
         model(x[:, :3], t[:, :3], text, cache=cache)
+
+
+class GappedWindow(SlidingWindow):
+    """A rule of a user's own: a window, and the first block for ever."""
+
+    def sees(self, query, key):
+        return super().sees(query, key) | ((key < self.block_frames) & (key < self._end(query)))
+
+
+@torch.no_grad()
+def test_positions_ask_the_rule_itself_whether_it_leaves_gaps():
+    """Not its class: ranks close the gap of any rule, and a kernel that rotates each key once must refuse it."""
+    rule = GappedWindow(2, None, 2)
+    model, x, t, text = make(rule, WindowRelative())
+    torch.testing.assert_close(model(x, t, text).prediction, stream(model, x, t, text)[0], atol=1e-10, rtol=0)
+    with pytest.raises(ValueError, match="use kernel 'blockwise'"):
+        Sdpa().check(rule, WindowRelative())
+
+
+def test_what_would_be_ignored_is_refused():
+    model, x, t, text = make(BlockCausal(2))
+    with pytest.raises(ValueError, match="positions are for a masked pass"):
+        model(x[:, :2], t[:, :2], text, cache=model.new_cache(), positions=torch.tensor(4))
+    with pytest.raises(ValueError, match="needs a causal mask"):
+        make(Bidirectional())[0](x, t, text, context=x)

@@ -164,6 +164,8 @@ class VideoDiT(nn.Module):
             raise ValueError(f"dim ({dim}) is not a multiple of heads ({heads})")
         if prediction not in ("velocity", "x0"):
             raise ValueError(f"prediction must be 'velocity' or 'x0', got '{prediction}'")
+        if freq_dim % 2:
+            raise ValueError(f"freq_dim must be even, got {freq_dim}: it is half cosines, half sines")
         rope.split_pairs(dim // heads)
         self.channels, self.layers, self.head_dim = channels, layers, dim // heads
         self.patch: tuple[int, int] = (patch[0], patch[1])
@@ -225,6 +227,10 @@ class VideoDiT(nn.Module):
         """
         if cache is not None and context is not None:
             raise ValueError("teacher forcing is a masked pass: context and cache exclude each other")
+        if context is not None and not self.mask.causal:
+            raise ValueError("teacher forcing needs a causal mask: with any other, no frame sees the context")
+        if positions is not None and cache is not None:
+            raise ValueError("positions are for a masked pass: a stream's follow from its cache")
         if commit and cache is None:
             raise ValueError("commit needs a cache")
         frames, height, width = self._check(x, t, text)

@@ -22,7 +22,6 @@ from causvid.data.video import to_bytes
 from causvid.randomness import Draw
 from causvid.registry import register
 from causvid.runs import Context
-from causvid.samplers.ode import Euler
 from causvid.spec import Spec
 from causvid.types import Text
 
@@ -36,7 +35,8 @@ class SampleTeacher:
     name = "sample_teacher"
 
     def reads(self, spec: Spec) -> tuple[str, ...]:
-        return (*build.teacher_reads(spec), "teacher_sampling", "evaluation")
+        judged = ("evaluation.samples", "evaluation.teacher_steps", "evaluation.batch")
+        return (*build.teacher_reads(spec), "teacher_sampling", *judged)
 
     def inputs(self, spec: Spec) -> tuple[str, ...]:
         return ("teacher",)
@@ -52,13 +52,12 @@ class SampleTeacher:
             context.inputs["teacher"] / "weights.safetensors",
         )
         teacher = build.load_network(spec, world, rule, path)
-        full = build.construct(spec["teacher_sampling"])
         steps = [spec["teacher_sampling.steps"], *spec["evaluation.teacher_steps"]]
-        samplers = {f"teacher_{n}": Euler(n, full.shift, full.guidance) for n in dict.fromkeys(steps)}
+        samplers = {f"teacher_{n}": build.teacher_sampler(spec, n) for n in dict.fromkeys(steps)}
         with progress.bar("teacher clips", len(samplers) * spec["evaluation.samples"]) as show:
             for number, (name, sampler) in enumerate(samplers.items()):
 
-                def clips(text: Text, free: Text, draw: Draw, sampler: Euler = sampler) -> Tensor:
+                def clips(text: Text, free: Text, draw: Draw, sampler: Any = sampler) -> Tensor:
                     return sampler(teacher, draw.normal("noise", *world.latent_shape), text, free).last
 
                 collect(
@@ -81,7 +80,6 @@ class Sample:
             "world",
             "model",
             "causal",
-            "evaluation",
             "init",
             "teacher",
             "teacher_sampling",
@@ -92,6 +90,11 @@ class Sample:
             "student.shift",
             "student.causal",
             "student.sampler",
+            "evaluation.samples",
+            "evaluation.teacher_steps",
+            "evaluation.rollout_factor",
+            "evaluation.rollout_samples",
+            "evaluation.batch",
         )
 
     def inputs(self, spec: Spec) -> tuple[str, ...]:
@@ -195,8 +198,8 @@ def measure(context: Context, world: build.World, student: Any, sampler: Any, re
     spec = context.spec
     path = context.inputs["teacher"] / "weights.safetensors"
     teacher = build.load_network(spec, world, build.teacher_rule(spec), path)
-    full = build.construct(spec["teacher_sampling"])
-    few = {n: Euler(n, full.shift, full.guidance) for n in spec["evaluation.teacher_steps"]}
+    full = build.teacher_sampler(spec)
+    few = {n: build.teacher_sampler(spec, n) for n in spec["evaluation.teacher_steps"]}
     _, text, free = world.batch([0], SPLIT)
     draw = Draw(0, "timing", 0, [0])
     noise = draw.normal("noise", *world.latent_shape)
@@ -214,7 +217,7 @@ def measure(context: Context, world: build.World, student: Any, sampler: Any, re
         whole = time.perf_counter() - begin
         return whole, whole
 
-    def seconds(solver: Euler) -> float:
+    def seconds(solver: Any) -> float:
         begin = time.perf_counter()
         solver(teacher, noise, text, free)
         return time.perf_counter() - begin
