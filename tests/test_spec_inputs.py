@@ -196,8 +196,9 @@ def test_choices_that_cannot_work_are_told_before_anything_runs(overrides, words
 
 @pytest.mark.parametrize("taps", [1, 2])
 def test_choices_that_can_work_pass(taps):
+    critic = "distill.critic_optimizer=adamw"
     for overrides in (
-        ["loss={name: sum, of: [dmd, {name: gan, r1: 1.0}]}", f"distill.discriminator.taps={taps}"],
+        ["loss={name: sum, of: [dmd, {name: gan, r1: 1.0}]}", f"distill.discriminator.taps={taps}", critic],
         ["teacher=causal", "teacher_training.loss.context=clean", "causal.kernel=sdpa"],
         ["student={causal: false, sampler: few_step, input: backward_simulation}", "init=teacher"],
     ):
