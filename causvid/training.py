@@ -125,7 +125,7 @@ def prepare(module: nn.Module, options: Mapping[str, Any]) -> nn.Module:
     if options["activation_checkpointing"]:
         from torchtune.training import set_activation_checkpointing
 
-        from causvid.models.dit import Block
+        from causvid.models.blocks import Block
 
         set_activation_checkpointing(module, auto_wrap_policy={Block})
     return module.train()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from causvid import registry
-from causvid.attention.kernels import Sdpa
+from causvid.attention.kernels import Blockwise, Sdpa
 from causvid.attention.masks import Bidirectional, BlockCausal, SinkWindow, SlidingWindow
 from causvid.attention.positions import Absolute, WindowRelative
 from causvid.models.dit import VideoDiT
@@ -90,16 +90,54 @@ def test_inference_equals_the_teacher_forcing_pass(rule, position, kernel, dtype
         cache = model(clean[:, part], torch.zeros_like(t[:, part]), text, cache=cache, commit=True).cache
 
 
+SIZES = [(3, 5), (8, 4), (1, 1), (7, 9)]  # tokens of 8 frames: 120, 256 (a multiple of 128), 8, 504
+
+
+@pytest.mark.parametrize(("height", "width"), SIZES)
+@pytest.mark.parametrize("rule", [BlockCausal(3), SlidingWindow(3, 1, 4), SinkWindow(2, None, 4, 2)])
 @torch.no_grad()
-def test_diffusion_forcing_is_neither_unless_the_context_is_clean():
+def test_the_properties_hold_on_any_grid(rule, height, width):
+    """A and B and no influence of the future, where rows and columns are odd, alone, or a multiple of 128 tokens."""
+    for position, kernel in ((Absolute(), Sdpa()), (WindowRelative(), Blockwise())):
+        model, x, t, text = make(rule, position, kernel, height=height, width=width)
+        masked = model(x, t, text).prediction
+        torch.testing.assert_close(masked, stream(model, x, t, text)[0], atol=1e-10, rtol=0)
+        clean = torch.randn_like(x)
+        forced, cache = model(x, t, text, context=clean).prediction, model.new_cache()
+        for start, stop in rule.blocks(FRAMES):
+            part = slice(start, stop)
+            out = model(x[:, part], t[:, part], text, cache=cache)
+            torch.testing.assert_close(forced[:, part], out.prediction, atol=1e-10, rtol=0)
+            cache = model(clean[:, part], torch.zeros_like(t[:, part]), text, cache=cache, commit=True).cache
+        last = rule.blocks(FRAMES)[-1][0]
+        changed = torch.cat([x[:, :last], torch.randn_like(x[:, last:])], 1)
+        assert torch.equal(masked[:, :last], model(changed, t, text).prediction[:, :last])
+
+
+@pytest.mark.parametrize("rule", list(itertools.chain.from_iterable(RULES.values())), ids=str)
+@torch.no_grad()
+def test_diffusion_forcing_is_neither_unless_the_context_is_clean(rule):
     """Property C: block i agrees with inference only where every block it sees stands at t = 0."""
-    rule = BlockCausal(2)
     model, x, t, text = make(rule)
     clean = torch.randn_like(x)
     noisy_context, forced = model(x, t, text).prediction, model(x, t, text, context=clean).prediction
-    assert not torch.allclose(noisy_context[:, 2:], forced[:, 2:], atol=1e-3)
-    mixed, times = torch.cat([clean[:, :6], x[:, 6:]], 1), torch.cat([torch.zeros_like(t[:, :6]), t[:, 6:]], 1)
-    torch.testing.assert_close(model(mixed, times, text).prediction[:, 6:], forced[:, 6:], atol=1e-10, rtol=0)
+    second, last = rule.blocks(FRAMES)[1][0], rule.blocks(FRAMES)[-1][0]
+    assert not torch.allclose(noisy_context[:, second:], forced[:, second:], atol=1e-3)
+    mixed = torch.cat([clean[:, :last], x[:, last:]], 1)
+    times = torch.cat([torch.zeros_like(t[:, :last]), t[:, last:]], 1)
+    torch.testing.assert_close(model(mixed, times, text).prediction[:, last:], forced[:, last:], atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize(("rule", "position", "kernel"), combinations)
+@torch.no_grad()
+def test_teacher_forcing_sees_no_later_block_and_no_clean_frame_of_its_own(rule, position, kernel):
+    model, x, t, text = make(rule, position, kernel)
+    clean, start = torch.randn_like(x), rule.blocks(FRAMES)[-1][0]
+    before = model(x, t, text, context=clean).prediction
+    other_clean = torch.cat([clean[:, :start], torch.randn_like(clean[:, start:])], 1)
+    other = torch.cat([x[:, :start], torch.randn_like(x[:, start:])], 1)
+    assert torch.equal(before, model(x, t, text, context=other_clean).prediction)
+    assert torch.equal(before[:, :start], model(other, t, text, context=other_clean).prediction[:, :start])
 
 
 @pytest.mark.parametrize(("rule", "position", "kernel"), combinations)

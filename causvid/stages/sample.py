@@ -1,7 +1,9 @@
 """Samples to judge and look at: the teacher's at several step counts, the student's on the way and at the end.
 
-Every arm gets the same held-out captions and, where it takes them, the same noise. Writes ``NAME.safetensors`` per arm
-(``videos``, uint8 ``b f c h w``; ``first`` and ``last`` for long rollouts) and ``timings.json``.
+Every arm gets the same held-out captions. The teacher's step counts start from one noise; all students (untrained,
+ODE-initialised, distilled, and those of other seeds) draw another, block by block and step by step. Writes
+``NAME.safetensors`` per arm (``videos``, uint8 ``b f c h w``; ``first`` and ``last`` for long rollouts) and
+``timings.json``.
 """
 
 from __future__ import annotations
