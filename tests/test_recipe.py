@@ -45,8 +45,12 @@ def test_a_first_run_does_everything_and_reports(first):
 
 
 def test_a_second_run_does_nothing(first, folder):
+    def files():
+        return {path: path.stat().st_mtime_ns for path in (folder / "runs").rglob("*") if path.is_file()}
+
+    before = files()
     again = experiment.run(toy_spec(folder), [], folder / "runs")
-    assert again.executed == [] and again.metrics == first.metrics
+    assert again.executed == [] and again.metrics == first.metrics and files() == before
 
 
 def test_fewer_steps_run_again_only_what_depends_on_them(first, folder):

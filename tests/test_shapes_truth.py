@@ -279,7 +279,7 @@ def test_without_a_caption_that_comes_twice_its_spread_is_not_asked():
 def test_what_is_not_there_has_the_worst_trajectory_and_no_contrast():
     empty = torch.full((4, FRAMES, 3, shapes.SIZE, shapes.SIZE), -0.3)
     scores = METRIC(empty, STATE.captions[:4])
-    assert (scores["trajectory"] == 16).all() and (scores["contrast"] == 0).all() and not scores["ok"].any()
+    assert (scores["trajectory"] == 16).all() and scores["contrast"].max() < 1e-4 and not scores["ok"].any()
 
 
 def test_gap_is_the_wasserstein_distance_in_units_of_the_range():
