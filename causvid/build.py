@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,11 @@ from typing import Any
 import torch
 
 from causvid import registry, schedule, weights
-from causvid.attention.masks import Rule
+from causvid.attention.kernels import Kernel
+from causvid.attention.masks import Bidirectional, Rule
 from causvid.errors import UserError
-from causvid.losses.ode import state_indices
 from causvid.models.dit import VideoDiT
-from causvid.spec import Spec, experiments_folder
+from causvid.spec import Spec, complete, experiments_folder, flat
 from causvid.types import Text
 from causvid.validate import Bound
 
@@ -62,8 +63,8 @@ class World:
         self.text_encoder = construct(text_encoder, vocabulary=self.dataset.vocabulary, **supplied)
         self.negative_prompt: str = spec["world.negative_prompt"]
         # Some datasets hold latents already, and the embeddings of their captions.
-        self._holds_latents = hasattr(self.dataset, "latents")
-        if self._holds_latents:
+        self.holds_latents = hasattr(self.dataset, "latents")
+        if self.holds_latents:
             self.latent_shape = self.dataset.latent_shape
             return
         frames, channels, height, width = self.dataset.pixel_shape
@@ -78,7 +79,7 @@ class World:
 
     def batch(self, indices: Sequence[int], split: str = "train") -> tuple[torch.Tensor, Text, Text]:
         """(latents ``b f c h w``, text, the empty prompt as often) of the given samples."""
-        if self._holds_latents:
+        if self.holds_latents:
             latents, captions, text = self.dataset.latents(indices, split)
         else:
             pixels, captions = self.dataset.batch(indices, split)
@@ -88,13 +89,13 @@ class World:
 
     def pixels(self, indices: Sequence[int], split: str = "train") -> tuple[torch.Tensor, list[str]]:
         """Real videos ``b f c h w``, decoded where the dataset holds latents, and their captions."""
-        if self._holds_latents:
+        if self.holds_latents:
             latents, captions, _ = self.dataset.latents(indices, split)
             return self.codec.decode(latents), captions
         return self.dataset.batch(indices, split)
 
     def unconditional(self, count: int) -> Text:
-        stored = self.dataset.unconditional() if self._holds_latents else None
+        stored = self.dataset.unconditional() if self.holds_latents else None
         if stored is None:
             return self.text_encoder.encode([self.negative_prompt] * count)
         return Text(stored.expand(count, -1, -1))
@@ -117,12 +118,23 @@ def teacher_reads(spec: Spec) -> tuple[str, ...]:
 
 
 def student_rule(spec: Spec) -> Rule:
-    """What the student sees: the causal mask, or the teacher's for a bidirectional student."""
-    return causal_rule(spec) if spec["student.causal"] else teacher_rule(spec)
+    """What the student sees: the causal mask, or everything, whatever the teacher sees."""
+    return causal_rule(spec) if spec["student.causal"] else Bidirectional()
 
 
-def network(spec: Spec, world: World, mask: Rule) -> VideoDiT:
-    """The spec's network under a mask, with fresh weights from the global seed.
+def teacher_sampler(spec: Spec, steps: int | None = None) -> Any:
+    """The many-step sampler of the spec, by default with its own number of steps."""
+    options = spec["teacher_sampling"]
+    return construct(options if steps is None else Bound(options.group, {**options, "steps": steps}))
+
+
+def student_input(spec: Spec) -> Any:
+    """What the student is trained on; one that streams commits its context when the student's sampler does."""
+    return construct(spec["student.input"], context_t=spec["student.sampler"].get("context_t", 0.0))
+
+
+def network(spec: Spec, world: World, mask: Rule, kernel: Kernel | None = None) -> VideoDiT:
+    """The spec's network under a mask, with fresh weights from the global seed; the kernel is the spec's by default.
 
     Raises:
         UserError: geometry, mask, positions and kernel do not fit together.
@@ -133,7 +145,7 @@ def network(spec: Spec, world: World, mask: Rule) -> VideoDiT:
         text_dim=world.text_encoder.dim,
         mask=mask,
         position=construct(spec["causal.position"]),
-        kernel=construct(spec["causal.kernel"]),
+        kernel=kernel or construct(spec["causal.kernel"]),
     )
 
 
@@ -152,16 +164,44 @@ def shipped_teacher(spec: Spec, kind: str | None = None) -> Path:
     """The trained teacher that ships for this world and a kind, by default the spec's.
 
     Raises:
-        UserError: none ships.
+        UserError: none ships, or what its record says it was made for is not what the spec describes.
     """
-    world, kind = spec["world.dataset"]["name"], kind or spec["teacher"]["name"]
+    world, kind = spec["world.dataset"]["name"], str(kind or spec["teacher"]["name"])
     path = experiments_folder() / "teachers" / world / f"{kind}.safetensors"
     if not path.is_file():
         raise UserError(
             f"no trained '{kind}' teacher ships for world '{world}' (looked for {path}); train one with "
             "teacher_training.weights=train"
         )
+    _check_record(spec, kind, path.with_suffix(".json"))
     return path
+
+
+def _check_record(spec: Spec, kind: str, path: Path) -> None:
+    """Refuse weights that were trained for something else; shapes that fit prove nothing.
+
+    The kernel is left out: all give the same numbers.
+    """
+    sees = construct(Bound("teacher", {"name": kind})).mask(causal_rule(spec))
+    sections = ("world", "model", *(["causal"] if sees.causal else []))
+    try:
+        made = complete({name: json.loads(path.read_text())["values"][name] for name in sections}, str(path))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path}, the record of a shipped teacher, does not say what it was trained for ({error!r}); reinstall, or "
+            "train one with teacher_training.weights=train"
+        ) from error
+    left, right = (flat({name: each[name] for name in sections}) for each in (made, spec))
+    differences = [
+        f"{key} is {right.get(key)}, the teacher's {left.get(key)}"
+        for key in dict.fromkeys([*left, *right])
+        if left.get(key) != right.get(key) and not key.startswith("causal.kernel")
+    ]
+    if differences:
+        raise UserError(
+            f"the shipped '{kind}' teacher was trained for another spec: {'; '.join(differences)}. Change the spec "
+            "back, or train one with teacher_training.weights=train"
+        )
 
 
 def teacher_files(spec: Spec) -> tuple[Path, ...]:
@@ -205,7 +245,7 @@ def stored_times(spec: Spec) -> torch.Tensor:
     Raises:
         UserError: a step count whose times are not on the solver's grid.
     """
-    steps, amount = spec["ode_pairs.steps"], construct(spec["teacher_sampling"]).shift
+    steps = spec["ode_pairs.steps"]
     indices: set[int] = {steps}
     for count in spec["ode_pairs.keep"]:
         if count < 1 or steps % count:
@@ -213,48 +253,4 @@ def stored_times(spec: Spec) -> torch.Tensor:
                 f"ode_pairs.keep: {count} does not divide ode_pairs.steps = {steps}, so its times are not solved"
             )
         indices.update(range(0, steps, steps // count))
-    return schedule.grid(steps, amount)[sorted(indices)]
-
-
-def check(spec: Spec) -> None:
-    """Build everything that is cheap, so that what does not fit together is told before anything runs.
-
-    Raises:
-        UserError: the first thing that does not fit.
-    """
-    world = World(spec)
-    players = tuple(getattr(construct(spec["loss"]), "players", ()))
-    if "student" not in players:
-        raise UserError(
-            f"loss: distillation needs a loss for the student; this one trains {', '.join(players) or 'no one'}"
-        )
-    with torch.device("meta"):
-        network(spec, world, teacher_rule(spec))
-        nets: dict[str, torch.nn.Module] = {
-            name: network(spec, world, causal_rule(spec)) for name in ("student", "fake_score")
-        }
-        if "discriminator" in players:
-            nets["discriminator"] = discriminator(spec)
-        for name in players:
-            construct(spec["distill.optimizer" if name == "student" else "distill.critic_optimizer"], model=nets[name])
-        for stage in ("teacher_training", "ode_init"):
-            construct(spec[f"{stage}.optimizer"], model=nets["student"])
-    for path in ("teacher_training.loss", "ode_init.loss"):
-        if tuple(construct(spec[path]).players) != ("student",):
-            raise UserError(f"{path}: '{spec[path]['name']}' trains others than the student; it belongs in 'loss'")
-    for path in ("student.input", "teacher_sampling"):
-        construct(spec[path])
-    if "times" not in registry.find("sampler", spec["student.sampler.name"]).signature.parameters:
-        raise UserError(f"student.sampler: '{spec['student.sampler.name']}' does not take the student's times")
-    sampler = construct(spec["student.sampler"], times=student_times(spec))
-    if spec["student.causal"] and not hasattr(sampler, "stream"):
-        raise UserError(f"student.sampler: '{spec['student.sampler.name']}' does not stream, as a causal student must")
-    if not isinstance(spec["teacher_sampling"].get("steps"), int):
-        raise UserError("teacher_sampling.steps: expected a count, by which the teacher's samples are named")
-    if spec["teacher_sampling"]["name"] == "unipc" and spec["teacher_training.weights"] != "given":
-        raise UserError("teacher_sampling: the stages of a run solve by 'euler'; 'unipc' is for generate --spec")
-    if spec["evaluation.rollout_samples"] > spec["evaluation.samples"]:
-        raise UserError("evaluation.rollout_samples: at most evaluation.samples, whose captions they take")
-    teacher_files(spec)
-    if spec["init"]["name"] == "ode":
-        state_indices(stored_times(spec), [*student_times(spec), 0.0])
+    return teacher_sampler(spec, steps).times[sorted(indices)]

@@ -38,7 +38,7 @@ DEFAULT_RUNS = Path("runs")
 def run(
     spec: SpecArgument, overrides: Overrides = None, runs: RunsOption = DEFAULT_RUNS, as_json: JsonOption = False
 ) -> None:
-    """Run what is not done yet of an experiment; the last line on stdout is the report's path.
+    """Run what is not done yet of an experiment; the last line on stdout is the path of its report or folder.
 
     [bold]Examples[/]
 
@@ -51,7 +51,7 @@ def run(
     from causvid import experiment
 
     outcome = experiment.run(spec, overrides or [], runs)
-    print(json.dumps(outcome.as_json()) if as_json else outcome.report)
+    print(json.dumps(outcome.as_json()) if as_json else outcome.report or outcome.run)
 
 
 @app.command(no_args_is_help=True)

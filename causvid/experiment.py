@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from causvid import build, progress, registry, runs, weights
+from causvid import checks, progress, registry, runs, weights
 from causvid import spec as specs
 from causvid.errors import UserError
 from causvid.spec import Spec
@@ -32,12 +32,15 @@ class Outcome:
     folders: dict[str, Path] = field(default_factory=dict)
 
     @property
-    def report(self) -> Path:
-        return self.run / "report.html"
+    def report(self) -> Path | None:
+        """The page, where the run went so far."""
+        path = self.run / "report.html"
+        return path if path.is_file() else None
 
     def as_json(self) -> dict[str, Any]:
+        report = str(self.report) if self.report else None
         return {
-            "run": str(self.run), "report": str(self.report), "executed": self.executed, "skipped": self.skipped,
+            "run": str(self.run), "report": report, "executed": self.executed, "skipped": self.skipped,
             "metrics": self.metrics, "timings": self.timings,
         }  # fmt: skip
 
@@ -49,15 +52,32 @@ def stages() -> dict[str, runs.Stage]:
 
 def plan(spec: Spec, target: str | None = None) -> list[runs.Node]:
     """The stages of a checked spec up to a target, inputs first."""
-    build.check(spec)
+    checks.check(spec)
     return runs.graph(spec, stages(), target or spec["until"])
 
 
 def explain(name: str, overrides: Sequence[str], root: Path) -> list[dict[str, str]]:
     """For each stage of a spec: its name, identity, and whether and why it would run."""
     store = runs.Store(root.resolve())
-    nodes = plan(specs.load(name, overrides))
+    nodes = plan(single(name, overrides))
     return [{"stage": n.name, "identity": n.identity, "state": store.explain(n)} for n in nodes]
+
+
+def single(name: str, overrides: Sequence[str]) -> Spec:
+    """The spec of one arm.
+
+    Raises:
+        UserError: the spec has a sweep, and the overrides do not say which of its arms is meant.
+    """
+    spec = specs.load(name, overrides)
+    open_keys = sorted(set(spec["sweep"]) - {override.partition("=")[0] for override in overrides})
+    if open_keys:
+        chosen = " ".join(f"{key}=..." for key in open_keys)
+        raise UserError(
+            f"{name} sweeps over {', '.join(open_keys)}: run all arms with 'causvid sweep {name}', or choose one of "
+            f"them with {chosen}"
+        )
+    return spec
 
 
 def check(names: Sequence[str]) -> list[str]:
@@ -103,13 +123,13 @@ def render_report(name: str, overrides: Sequence[str], root: Path) -> Path:
     Raises:
         UserError: the run is not finished.
     """
-    spec = specs.load(name, overrides)
+    spec = single(name, overrides)
     store = runs.Store(root.resolve())
     nodes = plan(spec, "report")
     missing = [node.name for node in nodes[:-1] if not store.done(node)]
     if missing:
         raise UserError(f"'{name}' is not finished ({', '.join(missing)} to do); run it first: causvid run {name}")
-    store.execute(nodes[-1:], spec, progress.console.print, others=nodes, again=True)
+    store.execute(nodes[-1:], spec, progress.say, others=nodes, again=True)
     return store.folder(nodes[-1]) / "report.html"
 
 
@@ -124,7 +144,7 @@ def run(name: str, overrides: Sequence[str], root: Path) -> Outcome:
     Raises:
         UserError: the spec is wrong, or a stage refuses its input.
     """
-    return run_spec(specs.load(name, overrides), root)
+    return run_spec(single(name, overrides), root)
 
 
 def run_spec(spec: Spec, root: Path) -> Outcome:
@@ -132,7 +152,7 @@ def run_spec(spec: Spec, root: Path) -> Outcome:
     set_threads(spec)
     store = runs.Store(root.resolve())
     nodes = plan(spec)
-    executed, skipped = store.execute(nodes, spec, progress.console.print)
+    executed, skipped = store.execute(nodes, spec, progress.say)
     folders = {node.name: store.folder(node) for node in nodes}
     metrics = _json(folders["evaluate"] / "metrics.json") if "evaluate" in folders else {}
     timings = _json(folders["sample"] / "timings.json") if "sample" in folders else {}
@@ -232,6 +252,13 @@ def grid(name: str, overrides: Sequence[str]) -> list[dict[str, Any]]:
         raise UserError(
             f"{name} has no 'sweep:' (a mapping of dotted keys to lists); use 'causvid run' for a single arm"
         )
+    for override in overrides:
+        given = override.partition("=")[0]
+        swept = [key for key in keys if f"{key}.".startswith(f"{given}.") or f"{given}.".startswith(f"{key}.")]
+        if swept:
+            raise UserError(
+                f"override '{override}': the sweep of {name} sets {swept[0]} itself; run one arm with 'causvid run'"
+            )
     for key, values in keys.items():
         if not isinstance(values, list) or not values:
             raise UserError(f"{name}: sweep.{key}: expected a list of values, got {values!r}")

@@ -19,16 +19,11 @@ def student_of(name: str, root: Path) -> tuple[Spec, Path]:
     """The spec and the student's weights of a finished run, by spec or by the folder of the run.
 
     Raises:
-        UserError: no such run, or one that has not finished distillation.
+        UserError: no such run, one that has not finished distillation, or a sweep.
     """
     if (Path(name) / "record.json").is_file():
-        try:
-            values = json.loads((Path(name) / "record.json").read_text())["values"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{name}/record.json is damaged: {error}; run the spec again") from error
-        spec, store = specs.complete(values, name), runs.Store(Path(name).resolve().parent.parent)
-    else:
-        spec, store = specs.load(name), runs.Store(root.resolve())
+        return _recorded(Path(name).resolve())
+    spec, store = experiment.single(name, []), runs.Store(root.resolve())
     node = next(node for node in experiment.plan(spec, "distill") if node.name == "distill")
     if not store.done(node):
         raise UserError(
@@ -36,6 +31,19 @@ def student_of(name: str, root: Path) -> tuple[Spec, Path]:
             f"run it first: causvid run {name}"
         )
     return spec, store.folder(node) / "weights.safetensors"
+
+
+def _recorded(folder: Path) -> tuple[Spec, Path]:
+    """The spec and the student of a run's folder, as its record names them, whatever the source says today."""
+    try:
+        record = json.loads((folder / "record.json").read_text())
+        values, student = record["values"], folder.parent.parent / "distill" / record["inputs"]["distill"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder}/record.json is damaged or not that of a whole run: {error!r}") from error
+    spec = specs.complete(values, str(folder))
+    if not (student / "DONE").is_file():
+        raise UserError(f"{folder} has no finished student ({student}); run its spec again")
+    return spec, student / "weights.safetensors"
 
 
 def generate(prompt: str, run: str, out: Path, frames: int | None, seed: int, fps: int, scale: int, root: Path) -> Path:

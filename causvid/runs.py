@@ -11,14 +11,13 @@ dies keeps two processes from working in one folder; the second waits, then find
 
 from __future__ import annotations
 
-import ast
 import fcntl
 import hashlib
-import importlib.util
 import json
 import platform
 import subprocess
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,17 +26,20 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
 
-from causvid import registry, weights
+from causvid import weights
 from causvid.errors import UserError
+from causvid.fingerprint import sources
 from causvid.spec import Spec
-from causvid.validate import Bound
 
-# Plumbing that finds, checks and stores, and moves no number.
-PLUMBING = frozenset(f"causvid.{name}" for name in ("registry", "spec", "schema", "validate", "runs", "progress"))
+# Modules that come with an extra of the installation.
+EXTRAS = {"torchtune": "train", "torchao": "train", "wandb": "wandb"}
 
 
 class Stage(Protocol):
-    """One step of an experiment: reads part of the spec and other stages' folders, and fills a folder of its own."""
+    """One step of an experiment: reads part of the spec and other stages' folders, and fills a folder of its own.
+
+    A stage whose result shows the spec's name or its base has a ``title(spec)`` beside, which counts as a value.
+    """
 
     name: str
 
@@ -67,6 +69,11 @@ class Context:
     inputs: Mapping[str, Path]
     say: Callable[[str], None]
 
+    @property
+    def checkpoint(self) -> Path:
+        """From where the stage goes on; removed when it is done, not before."""
+        return self.folder / "checkpoint.safetensors"
+
 
 @dataclass(frozen=True)
 class Node:
@@ -95,89 +102,21 @@ def graph(spec: Spec, stages: Mapping[str, Stage], target: str) -> list[Node]:
             stage = stages[name]
             inputs = {other: visit(other).identity for other in stage.inputs(spec)}
             values = {path: spec[path] for path in stage.reads(spec)}
-            record = {
+            record: dict[str, Any] = {
                 "stage": name,
                 "values": values,
                 "inputs": inputs,
                 "files": {path.name: weights.digest(path) for path in stage.outside(spec)},
-                "sources": sources(stage, values),
+                "sources": sources(type(stage).__module__, values),
             }
+            if hasattr(stage, "title"):
+                record["title"] = stage.title(spec)  # type: ignore[attr-defined]
             identity = hashlib.sha256(canonical(record).encode()).hexdigest()[:16]
             nodes[name] = Node(stage, identity, record)
         return nodes[name]
 
     visit(target)
     return list(nodes.values())
-
-
-def bound(value: Any) -> Iterator[Bound]:
-    """Every component inside a validated value."""
-    if isinstance(value, Bound):
-        yield value
-    if isinstance(value, Mapping):
-        for item in value.values():
-            yield from bound(item)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from bound(item)
-
-
-def sources(stage: Stage, values: Mapping[str, Any]) -> dict[str, str]:
-    """Digest of each source module that a stage's result depends on."""
-    pending = [type(stage).__module__]
-    pending += [registry.find(item.group, item["name"]).target.__module__ for item in bound(values)]
-    found: dict[str, str] = {}
-    while pending:
-        module = pending.pop()
-        if module in found or module in PLUMBING:
-            continue
-        digest, imports = _module_source(module)
-        found[module] = digest
-        pending += imports
-    return dict(sorted(found.items()))
-
-
-@cache
-def _module_source(module: str) -> tuple[str, tuple[str, ...]]:
-    """(digest of the syntax tree without comments and docstrings, modules of causvid and of its package it imports)."""
-    spec = importlib.util.find_spec(module)
-    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
-        raise UserError(f"the source of module {module} can't be found, so its results can't be told apart")
-    package = module if spec.submodule_search_locations is not None else module.rpartition(".")[0]
-    tree = ast.parse(Path(spec.origin).read_bytes())
-    imports: list[str] = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            imports += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            source = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
-            imports += [source, *(f"{source}.{alias.name}" for alias in node.names)]
-    roots = ("causvid.", module.partition(".")[0] + ".")
-    own = sorted({name for name in imports if name.startswith(roots) and _is_module(name)})
-    return hashlib.sha256(ast.dump(without_docstrings(tree)).encode()).hexdigest()[:16], tuple(own)
-
-
-@cache
-def _is_module(name: str) -> bool:
-    try:
-        found = importlib.util.find_spec(name)
-    except ModuleNotFoundError:
-        return False
-    return found is not None and found.submodule_search_locations is None
-
-
-def without_docstrings(tree: ast.Module) -> ast.Module:
-    """The tree without docstrings; comments are not in it to begin with."""
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
-            first = node.body[0] if node.body else None
-            if (
-                isinstance(first, ast.Expr)
-                and isinstance(first.value, ast.Constant)
-                and isinstance(first.value.value, str)
-            ):
-                node.body = node.body[1:] or [ast.Pass()]
-    return tree
 
 
 class Store:
@@ -236,9 +175,13 @@ class Store:
                 weights.write_json(folder / "record.json", node.record)
                 inputs = {name: self.folder(by_name[name]) for name in node.record["inputs"]}
                 begin = time.monotonic()
-                node.stage.run(Context(spec, folder, inputs, say))
+                context = Context(spec, folder, inputs, say)
+                say(f"{node.name}: {'goes on' if context.checkpoint.is_file() else 'begins'} in {folder}")
+                _run(node, context)
                 done = {"stage": node.name, "identity": node.identity, "seconds": round(time.monotonic() - begin, 3)}
                 weights.write_json(folder / "DONE", {**done, "environment": environment()})
+                context.checkpoint.unlink(missing_ok=True)
+                say(f"{node.name}: done in {done['seconds']:.1f} s")
             executed.append(node.name)
         return executed, skipped
 
@@ -260,6 +203,30 @@ class Store:
         return "never run" if nearest is None else "would run: " + "; ".join(nearest)
 
 
+def _run(node: Node, context: Context) -> None:
+    """Run a stage; what it refuses is one message, and the traceback is kept beside its work.
+
+    Raises:
+        UserError: the stage could not do its work, or lacks an extra of the installation.
+    """
+    kept = context.folder / "error.txt"
+    try:
+        node.stage.run(context)
+    except UserError:
+        raise
+    except ImportError as error:
+        module = next((name for name in EXTRAS if name in f"{error.name} {error}"), None)
+        if module is None:
+            raise
+        raise UserError(
+            f"{node.name} needs {module}, which is not installed: pip install 'causvid[{EXTRAS[module]}]'"
+        ) from error
+    except (ValueError, RuntimeError) as error:
+        weights.write_bytes(kept, traceback.format_exc().encode())
+        raise UserError(f"{node.name} could not go on: {error} (traceback: {kept})") from error
+    kept.unlink(missing_ok=True)
+
+
 def environment() -> dict[str, Any]:
     """What results may depend on beside the spec and the source: recorded, not hashed."""
     import torch
@@ -279,6 +246,9 @@ def environment() -> dict[str, Any]:
 @cache
 def _commit() -> str | None:
     root = Path(__file__).resolve().parent.parent
+    # An installed package may lie in a repository of its user's, whose commit says nothing of ours.
+    if not (root / "pyproject.toml").is_file() or 'name = "causvid"' not in (root / "pyproject.toml").read_text():
+        return None
     try:
         found = subprocess.run(
             ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"],
@@ -298,6 +268,8 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
         for path in dict.fromkeys([*before, *after])
         if before.get(path) != after.get(path)
     ]
+    if old.get("title") != new.get("title"):
+        reasons.append("the spec's name or its differences from its base changed")
     for kind, text in (("sources", "source of {} changed"), ("files", "file {} changed"), ("inputs", "{} is new")):
         names = dict.fromkeys([*old[kind], *new[kind]])
         reasons += [text.format(name) for name in names if old[kind].get(name) != new[kind].get(name)]

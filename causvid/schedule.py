@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from causvid.errors import UserError
+
 
 def shift(u: Tensor, amount: float) -> Tensor:
     """Warp uniform time ``u`` in [0, 1] towards noise: s u / (1 + (s - 1) u). 1 leaves it as it is.
@@ -50,6 +52,25 @@ def grid(steps: int | Sequence[float], amount: float) -> Tensor:
     if len(times) < 2 or times[0] > 1 or any(a <= b for a, b in zip(times, times[1:], strict=False)):
         raise ValueError(f"times must descend strictly within (0, 1], got {list(steps)}")
     return torch.tensor(times, dtype=torch.float64)
+
+
+def state_indices(trajectory_times: Tensor, wanted: Sequence[float]) -> list[int]:
+    """Where the wanted times stand in a trajectory.
+
+    Raises:
+        UserError: a time that was not stored; a neighbour is never taken for it.
+    """
+    indices = []
+    for time in wanted:
+        distance = (trajectory_times.double() - time).abs()
+        if float(distance.min()) > 1e-4:
+            held = ", ".join(f"{float(t):.4f}" for t in trajectory_times)
+            raise UserError(
+                f"the stored trajectory holds no state at t = {time:.4f} (it holds {held}); choose student.steps whose "
+                "times are stored, or add them to ode_pairs.keep"
+            )
+        indices.append(int(distance.argmin()))
+    return indices
 
 
 def _like(t: Tensor, x: Tensor) -> Tensor:

@@ -128,7 +128,7 @@ class Distill(Training):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """``samples`` held-out (caption, noise) pairs; long rollouts are ``rollout_factor`` times the training length."""
+    """``samples`` held-out captions; long rollouts are ``rollout_factor`` times the training length."""
 
     metrics: Sequence[Any] = component("metric", ("shapes_truth",))
     samples: int = number(256, least=1)
@@ -140,7 +140,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Runtime:
-    """How to run, not what: outside every hash. ``threads`` 0 takes every core."""
+    """How to run, not what: outside every hash. ``threads`` 0 takes every core; ``loggers`` beside ``jsonl``."""
 
     threads: int = number(0, least=0, most=1024)
     device: Literal["cpu"] = "cpu"

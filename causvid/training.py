@@ -24,6 +24,7 @@ from causvid.registry import register
 from causvid.runs import Context
 from causvid.spec import Spec
 from causvid.types import LossOutput
+from causvid.validate import Bound
 
 
 class Player:
@@ -124,7 +125,7 @@ def prepare(module: nn.Module, options: Mapping[str, Any]) -> nn.Module:
     if options["activation_checkpointing"]:
         from torchtune.training import set_activation_checkpointing
 
-        from causvid.models.dit import Block
+        from causvid.models.blocks import Block
 
         set_activation_checkpointing(module, auto_wrap_policy={Block})
     return module.train()
@@ -187,7 +188,7 @@ class Session:
 
     def __init__(self, context: Context, players: Mapping[str, Player], total: int, show: progress.Bar) -> None:
         self.players, self._context, self._total, self._show = players, context, total, show
-        self._path = context.folder / "checkpoint.safetensors"
+        self._path = context.checkpoint
         self._saved = time.monotonic()
         self.start = 0
         if self._path.is_file():
@@ -198,8 +199,10 @@ class Session:
             context.say(f"resumed at step {self.start} of {total}")
         runtime = context.spec["runtime"]
         self._every = runtime["checkpoint_seconds"]
+        # The report and a resumed run read the curves, wherever else they go.
+        wanted = [Bound("logger", {"name": "jsonl"}), *(each for each in runtime["loggers"] if each["name"] != "jsonl")]
         self._loggers: list[Logger] = [
-            build.construct(logger, folder=context.folder, start=self.start) for logger in runtime["loggers"]
+            build.construct(logger, folder=context.folder, start=self.start) for logger in wanted
         ]
 
     def after(self, step: int, output: LossOutput, **numbers: float) -> None:
@@ -232,10 +235,9 @@ class Session:
             logger.close()
 
     def finish(self, **files: Mapping[str, Tensor]) -> None:
-        """Write final weights, one ``NAME.safetensors`` each, and drop the checkpoint."""
+        """Write final weights, one ``NAME.safetensors`` each; the checkpoint goes when the stage is done."""
         for name, tensors in files.items():
             weights.write_tensors(self._context.folder / f"{name}.safetensors", tensors)
-        self._path.unlink(missing_ok=True)
 
 
 @contextmanager

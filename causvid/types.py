@@ -36,6 +36,12 @@ class Text:
         """The text of frames [start, stop): itself when one prompt holds for the clip."""
         return self if self.embeddings.ndim == 3 else Text(self.embeddings[:, start:stop])
 
+    def spread(self, like: Text) -> Text:
+        """The same for every frame where ``like`` has one prompt per frame; else itself."""
+        if self.embeddings.ndim == like.embeddings.ndim:
+            return self
+        return Text(self.embeddings[:, None].expand(-1, like.embeddings.shape[1], -1, -1))
+
     def to(self, *args: Any, **kwargs: Any) -> Text:
         return Text(self.embeddings.to(*args, **kwargs))
 
@@ -154,9 +160,16 @@ class Scene:
 
 
 class Loss(Protocol):
-    """A loss per player; a training stage updates each player with its own."""
+    """A loss per player; a training stage updates each player with its own.
+
+    Attributes:
+        players: networks that it trains.
+        needs: what it takes from the scene, of ``data``, ``trajectory`` and ``samples``; told before anything runs
+            where a stage does not have it.
+    """
 
     players: tuple[str, ...]
+    needs: tuple[str, ...]
 
     def __call__(self, player: str, scene: Scene) -> LossOutput: ...
 
@@ -194,6 +207,17 @@ class TextEncoder(Protocol):
 
 
 class Metric(Protocol):
-    """Judges decoded videos, ``b f c h w`` in [-1, 1], against their prompts."""
+    """Judges decoded videos, ``b f c h w`` in [-1, 1], against their prompts.
+
+    Scores are one number per video, ``b``: bool where the answer is yes or no, of which the mean is a share. What has
+    more axes is for ``over_set`` alone.
+    """
 
     def __call__(self, videos: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]: ...
+
+
+@runtime_checkable
+class SetMetric(Metric, Protocol):
+    """A metric that also judges all videos together, as a set, from their scores."""
+
+    def over_set(self, scores: dict[str, Tensor]) -> dict[str, float]: ...

@@ -26,6 +26,7 @@ SUPPLIED: dict[str, tuple[str, ...]] = {
     "discriminator": ("dim", "layers"),
     "optimizer": ("model",),
     "logger": ("folder", "start"),
+    "student_input": ("context_t",),
 }
 SAMPLER_SUPPLIED = ("times",)
 # Annotations that mean "a component of this group" in a component's own signature.

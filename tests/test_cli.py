@@ -34,6 +34,12 @@ def call(capsys, *arguments):
         (["show", "dmd"], "GROUP.NAME"),
         (["sweep", "tiny/from_scratch"], "no 'sweep:'"),
         (["check", "tiny/nothing"], "no spec"),
+        (["run", "ablations/steps"], "choose one of them with student.steps=..."),
+        (["plan", "ablations/steps"], "'causvid sweep ablations/steps'"),
+        (["report", "ablations/steps"], "sweeps over student.steps"),
+        (["generate", "a red circle moves left", "--run", "ablations/steps"], "sweeps over student.steps"),
+        (["sweep", "ablations/steps", "student.steps=2"], "sets student.steps itself"),
+        (["sweep", "ablations/steps", "student={steps: 2}"], "sets student.steps itself"),
     ],
 )
 def test_bad_input_ends_with_two_and_one_message(arguments, words, capsys):
@@ -182,3 +188,19 @@ def test_a_runs_folder_that_is_a_file(capsys, tmp_path):
 def test_brackets_in_a_message_are_not_markup(capsys):
     _, _, err = call(capsys, "plan", "tiny/from_scratch", "loss={name: sum, of: [dmdd]}")
     assert "loss.of[0]" in err
+
+
+def test_one_arm_of_a_sweep_can_be_chosen(capsys, tmp_path):
+    path = toy_spec(tmp_path, "sweep: {student.steps: [1, 2]}")
+    status, out, _ = call(capsys, "plan", path, "student.steps=2", "--runs", str(tmp_path / "runs"))
+    assert status == 0 and "distill" in out
+
+
+def test_a_run_that_ends_at_the_teacher_has_a_folder_and_no_report(capsys, tmp_path):
+    arguments = [toy_spec(tmp_path), "until=teacher", "--runs", str(tmp_path / "runs")]
+    status, out, err = call(capsys, "run", *arguments)
+    (folder,) = (tmp_path / "runs" / "teacher").iterdir()
+    assert (status, out) == (0, f"{folder}\n") and "teacher: done in" in err
+    status, out, _ = call(capsys, "run", *arguments, "--json")
+    found = json.loads(out)
+    assert status == 0 and found["report"] is None and found["run"] == str(folder) and found["executed"] == []

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import pytest
 import torch
 
-from causvid import build, experiment, spec, weights
+from causvid import build, checks, experiment, spec, weights
+from causvid.errors import UserError
 
 NAMES = sorted(
     str(path.relative_to(spec.experiments_folder()).with_suffix(""))
@@ -26,3 +30,35 @@ def test_a_shipped_teacher_fits_its_world_and_is_finite_and_small(kind):
     assert path.stat().st_size <= 8_000_000
     build.load_network(arm, build.World(arm), build.teacher_rule(arm), path)
     assert all(torch.isfinite(value).all() for value in weights.read_tensors(path)[0].values())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["model.heads=8"], "model.heads is 8, the teacher's 4"),
+        (["model.theta=10000"], "model.theta is 10000.0, the teacher's 20.0"),
+        (["model.prediction=velocity", "until=teacher"], "model.prediction is velocity, the teacher's x0"),
+        (["world.dataset.frames=15"], "world.dataset.frames is 15, the teacher's 23"),
+        (["teacher=causal", "causal.mask.block_frames=2"], "causal.mask.block_frames is 2, the teacher's 3"),
+    ],
+)
+def test_shipped_weights_are_refused_by_a_spec_that_they_were_not_trained_for(overrides, words):
+    """Though every shape fits."""
+    with pytest.raises(UserError, match=words):
+        checks.check(spec.load("tiny/causvid", overrides))
+
+
+@pytest.mark.parametrize("override", ["causal.mask.block_frames=2", "causal.kernel=sdpa", "seed=3"])
+def test_shipped_weights_do_not_mind_what_they_do_not_depend_on(override):
+    checks.check(spec.load("tiny/causvid", [override]))
+
+
+@pytest.mark.parametrize("content", [None, "{", "{}", '{"values": 3}', '{"values": {"world": {}, "model": "dit"}}'])
+def test_a_shipped_teacher_without_a_whole_record_is_refused(content, tmp_path, monkeypatch):
+    shutil.copytree(spec.experiments_folder(), tmp_path / "experiments")
+    record = tmp_path / "experiments" / "teachers" / "shapes" / "bidirectional.json"
+    assert set(json.loads(record.read_text())["values"]) >= {"world", "model"}
+    record.unlink() if content is None else record.write_text(content)
+    monkeypatch.setattr(build, "experiments_folder", lambda: tmp_path / "experiments")
+    with pytest.raises(UserError, match="does not say what it was trained for"):
+        checks.check(spec.load("tiny/causvid"))

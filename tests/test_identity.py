@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import json
 import sys
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy import toy_spec
 
-from causvid import experiment, runs, spec
+from causvid import experiment, fingerprint, runs, spec
 from causvid.errors import UserError
 from causvid.spec import Spec
 from causvid.validate import Bound
@@ -23,6 +24,7 @@ AFTER = {
     "ode_init": {"ode_init", "distill", "sample", "evaluate", "report"},
     "distill": {"distill", "sample", "evaluate", "report"},
     "sample_teacher": {"sample_teacher", "sample", "evaluate", "report"},
+    "sample": {"sample", "evaluate", "report"},
     "evaluate": {"evaluate", "report"},
     "report": {"report"},
     "nothing": set(),
@@ -56,6 +58,8 @@ def identities(folder, *overrides):
         ("student.input=self_rollout", "distill"),
         ("distill.iterations=4", "distill"),
         ("evaluation.samples=4", "sample_teacher"),
+        ("evaluation.rollout_factor=5", "sample"),
+        ("evaluation.metrics=[shapes_truth, shapes_truth]", "evaluate"),
         ("about=other words", "report"),
         ("runtime.threads=2", "nothing"),
         ("runtime.checkpoint_seconds=5", "nothing"),
@@ -118,7 +122,7 @@ def node_of(name, *files):
 
 
 PACKAGE = {
-    "__init__.py": "",
+    "__init__.py": "constant = 1\n",
     "part.py": (
         "'''Doc.'''\nfrom .helper import scale\nfrom . import other\n\ndef thing():\n    '''Doc.'''\n    return scale\n"
     ),
@@ -145,8 +149,8 @@ def package(tmp_path, monkeypatch):
 
 
 def forget():
-    runs._module_source.cache_clear()
-    runs._is_module.cache_clear()
+    fingerprint._module_source.cache_clear()
+    fingerprint._is_own.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -155,6 +159,7 @@ def forget():
         ("part.py", "return scale", "return 2 * scale", True),
         ("helper.py", "2", "3", True),
         ("deep.py", "1", "2", True),
+        ("__init__.py", "1", "2", True),
         ("unrelated.py", "1", "2", False),
         ("part.py", "'''Doc.'''", "'''Other words,\nlonger.'''  # and a comment", False),
         ("part.py", "return scale", "return (\n        scale  # here\n    )", False),
@@ -176,7 +181,7 @@ def test_a_component_without_source_is_refused():
 
 def test_a_docstring_counts_for_nothing():
     plain, documented = (
-        runs.ast.dump(runs.without_docstrings(runs.ast.parse(text)))
+        ast.dump(fingerprint.without_docstrings(ast.parse(text)))
         for text in ("def f():\n    return 1\n", "def f():\n    '''Words.'''\n    return 1\n")
     )
     assert plain == documented
@@ -220,3 +225,52 @@ def test_a_folder_without_its_last_word_is_not_finished(tmp_path):
     (store.folder(node) / "DONE").mkdir()
     assert not store.done(node)
     assert Path(store.folder(node) / "record.json").is_file()
+
+
+def test_the_teacher_does_not_depend_on_losses_that_it_does_not_use(folder):
+    nodes = {node.name: node.record["sources"] for node in experiment.plan(spec.load(toy_spec(folder)))}
+    losses = {name for name in nodes["teacher"] if name.startswith("causvid.losses.")}
+    assert losses == {"causvid.losses.flow"}
+    assert not any(name.startswith("causvid.losses.") for name in nodes["sample"])
+
+
+def test_the_sampler_of_the_student_counts_in_training_only_where_it_is_used_there(folder):
+    for student_input, counts in (("data", False), ("self_rollout", True)):
+        before, after = (
+            identities(folder, f"student.input={student_input}", f"student.sampler.context_t={t}") for t in (0.0, 0.1)
+        )
+        assert (before["distill"] != after["distill"]) is counts and before["sample"] != after["sample"]
+
+
+def test_a_report_is_of_its_name_and_base(folder, tmp_path):
+    """The page shows both: another spec of the same values has a page of its own, and nothing else."""
+    (tmp_path / "named.yaml").write_text(f"base: {toy_spec(folder)}\n")
+    before = identities(folder)
+    after = {node.name: node.identity for node in experiment.plan(spec.load(str(tmp_path / "named.yaml")))}
+    assert {name for name in before if before[name] != after[name]} == {"report"}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"), [("flat_helper.py", True), ("flat_library/deep.py", True), ("flat_unrelated.py", False)]
+)
+def test_modules_beside_a_users_flat_module_count_if_it_imports_them(name, changes, tmp_path, monkeypatch):
+    (tmp_path / "flat_library").mkdir()
+    texts = {
+        "flat_part.py": "import json\nimport torch\nimport flat_helper\nfrom flat_library.deep import depth\n"
+        "def thing():\n    return flat_helper.scale * depth\n",
+        "flat_helper.py": "scale = 1\n", "flat_library/__init__.py": "", "flat_library/deep.py": "depth = 1\n",
+        "flat_unrelated.py": "x = 1\n",
+    }  # fmt: skip
+    for path, text in texts.items():
+        (tmp_path / path).write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.invalidate_caches()
+    forget()
+    before = node_of("flat_part:thing")
+    assert not any(found.split(".")[0] in ("torch", "json") for found in before.record["sources"])
+    (tmp_path / name).write_text(texts[name].replace("1", "2"))
+    forget()
+    assert (node_of("flat_part:thing").identity != before.identity) is changes
+    for module in [module for module in sys.modules if module.startswith("flat_")]:
+        del sys.modules[module]
+    forget()

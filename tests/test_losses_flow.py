@@ -158,3 +158,12 @@ def test_an_anchored_clip_has_a_cleaner_first_frame_and_the_rest_as_drawn():
     factor = seen["t"][:, 0] / seen["t"][:, 1]
     assert 15 < (factor < 1).sum() < 49 and factor.max() == 1 and factor.min() >= 0
     assert (seen["t"][:, 1:] == seen["t"][:, 1:2]).all()
+
+
+def test_the_empty_prompt_takes_the_place_of_every_frames_text():
+    """With as many rows as frames, broadcasting would have mixed the two up."""
+    text, empty = Text(normal(2, 2, 3, 4)), Text(normal(2, 3, 4, seed=1))
+    draw = FixedDraw(drop_text=torch.tensor([0.05, 0.9]))
+    dropped = drop_text(scene(draw, {}, ((0, 2),), text=text, unconditional=empty), 0.1).embeddings
+    assert torch.equal(dropped[1], text.embeddings[1])
+    assert all(torch.equal(dropped[0, frame], empty.embeddings[0]) for frame in range(2))

@@ -96,7 +96,7 @@ class Linear(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(normal(*SHAPE[1:], seed=9))
 
-    def forward(self, x_t, t, text, backbone):
+    def forward(self, x_t, t, text, backbone, counts=None):
         return (x_t * self.weight).flatten(1).sum(1)
 
 
@@ -292,3 +292,43 @@ def test_dmd_and_gan_sum_to_three_players():
     assert both("student", given_scene).value.item() == pytest.approx(expected.item(), rel=1e-12)
     only = gan("discriminator", given_scene).value.item()
     assert both("discriminator", given_scene).value.item() == pytest.approx(0.3 * only, rel=1e-12)
+
+
+def test_logits_are_pooled_over_the_frames_that_count():
+    """What stands in the other frames moves neither player's loss through the head."""
+    torch.manual_seed(0)
+    head, backbone = FeatureHead(24, 2, taps=1, hidden=8), PerFrame()
+    x, t = torch.randn(2, 4, 2, 2, 2), torch.rand(2, 4)
+    counts = torch.tensor([[True, True, False, False], [False, False, False, False]])
+    logits = head(x, t, None, backbone, counts=counts)
+    alone = head(x[:, :2], t[:, :2], None, backbone)
+    torch.testing.assert_close(logits[0], alone[0])
+    assert logits[1] == 0  # no frame of this clip counts
+    torch.testing.assert_close(head(x, t, None, backbone), head(x, t, None, backbone, counts=torch.ones(2, 4).bool()))
+
+
+class PerFrame(nn.Module):
+    """Features of each frame from that frame alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.map = nn.Linear(8, 24)
+
+    def forward(self, x, t, text, return_features=()):
+        tokens = self.map(x.flatten(2))[:, :, None]
+        return type("Output", (), {"features": tuple(tokens for _ in return_features)})
+
+
+@pytest.mark.parametrize("player", ["student", "discriminator"])
+def test_a_gan_hands_on_which_frames_count(player):
+    seen = []
+
+    class Spy(Linear):
+        def forward(self, x_t, t, text, backbone, counts=None):
+            seen.append(counts)
+            return super().forward(x_t, t, text, backbone)
+
+    given_scene = gan_scene(Spy(), theta=torch.tensor(0.5, dtype=F64, requires_grad=True))
+    wanted = given_scene.samples(False).counts
+    GAN()(player, given_scene)
+    assert seen and all(counts is not None and torch.equal(counts, wanted) for counts in seen)

@@ -16,6 +16,8 @@ from toy import toy_spec
 
 from causvid import experiment, generation, runs, spec, training
 from causvid.errors import UserError
+from causvid.randomness import Draw
+from causvid.stages import distill
 
 ALL = ["teacher", "ode_pairs", "ode_init", "distill", "sample_teacher", "sample", "evaluate", "report"]
 
@@ -38,11 +40,17 @@ def test_a_first_run_does_everything_and_reports(first):
     assert {"student.ok_first_tenth", "student.ok_last_tenth"} <= set(first.metrics)
     assert first.timings["latency_ratio"] > 0 and first.timings["throughput_ratio"] > 0
     assert first.metrics["real.ok"] == 1
+    # Where a clip begins says nothing of the last part of a long one.
+    assert "rollout_first.start_gap" in first.metrics and "rollout_last.start_gap" not in first.metrics
 
 
 def test_a_second_run_does_nothing(first, folder):
+    def files():
+        return {path: path.stat().st_mtime_ns for path in (folder / "runs").rglob("*") if path.is_file()}
+
+    before = files()
     again = experiment.run(toy_spec(folder), [], folder / "runs")
-    assert again.executed == [] and again.metrics == first.metrics
+    assert again.executed == [] and again.metrics == first.metrics and files() == before
 
 
 def test_fewer_steps_run_again_only_what_depends_on_them(first, folder):
@@ -60,6 +68,13 @@ def test_without_ode_init_its_stages_are_pruned(first, folder):
     assert outcome.report.is_file() and "ode_init.ok" not in outcome.metrics
 
 
+class Plain:
+    """A metric of a user's own: what the protocol asks for and no more."""
+
+    def __call__(self, videos, prompts):
+        return {"brightness": videos.mean((1, 2, 3, 4))}
+
+
 @pytest.mark.parametrize(
     "extra",
     [
@@ -69,7 +84,7 @@ def test_without_ode_init_its_stages_are_pruned(first, folder):
         "loss: {name: sum, of: [dmd, {name: gan, r1: 1.0}], weights: [1, 0.1]}\nstudent: {input: self_rollout}\n"
         "distill: {discriminator: {taps: 1}}",
         "teacher: causal\ninit: random\nstudent: {input: {name: data, context: clean}}",
-        "world: {codec: identity}",
+        "world: {codec: identity}\nevaluation: {metrics: [shapes_truth, 'test_recipe:Plain'], rollout_samples: 1}",
     ],
 )
 def test_variants_run_end_to_end(extra, tmp_path):
@@ -94,6 +109,46 @@ def test_generate_refuses_what_it_cannot_do(first, folder):
     with pytest.raises(UserError, match="run it first"):
         generation.generate("a red circle moves left", toy_spec(folder), folder / "x.mp4", None, 0, 8, 4, folder / "no")
     assert not (folder / "x.mp4").exists()
+
+
+def test_a_finished_run_still_generates_when_the_source_has_changed(first, folder, monkeypatch):
+    """By its folder: its record names its student, whatever identity today's source would give."""
+    monkeypatch.setattr(runs, "sources", lambda module, values: {"changed": "since"})
+    with pytest.raises(UserError, match="run it first"):
+        generation.generate("a red circle moves left", toy_spec(folder), folder / "x.mp4", 5, 0, 8, 4, folder / "runs")
+    assert generation.generate(
+        "a red circle moves left", str(first.run), folder / "c.mp4", 5, 0, 8, 4, folder
+    ).is_file()
+
+
+def test_a_picture_too_large_is_refused_before_it_is_made(first, folder):
+    with pytest.raises(UserError, match="at most 4096 along a side: scale 128 or less"):
+        generation.generate("a red circle moves left", str(first.run), folder / "x.mp4", 5, 0, 8, 3000, folder)
+    assert not (folder / "x.mp4").exists()
+
+
+def test_a_students_draws_do_not_depend_on_who_else_trains(folder, monkeypatch):
+    """Arms that differ in the loss or in the critics' updates give the student the same data and noise."""
+    seen = {}
+
+    class Watched(Draw):
+        def __init__(self, seed, stage, step, samples, device="cpu"):
+            super().__init__(seed, stage, step, samples, device)
+            seen.setdefault(stage, []).append((step, tuple(samples)))
+
+    monkeypatch.setattr(distill, "Draw", Watched)
+    drawn = []
+    for overrides in (
+        ["distill.critic_updates=1"],
+        ["loss={name: sum, of: [dmd, gan]}", "distill.discriminator.taps=1"],
+    ):
+        arm = spec.load(toy_spec(folder), overrides)
+        seen.clear()
+        runs.Store(folder / "runs").execute(experiment.plan(arm, "distill"), arm, lambda text: None)
+        drawn.append(dict(seen))
+    assert drawn[0]["distill/student"] == drawn[1]["distill/student"] == [(n, (2 * n, 2 * n + 1)) for n in range(3)]
+    assert [step for step, _ in drawn[1]["distill/discriminator"]] == [0, 1, 2, 3, 4, 5]
+    assert [step for step, _ in drawn[1]["distill/fake_score"]] == [0, 1, 2, 3, 4, 5]
 
 
 class Killed(BaseException):

@@ -63,10 +63,12 @@ def test_an_identity_is_what_is_read_and_nothing_else(tmp_path):
 def test_a_failed_stage_is_not_finished_and_runs_again(tmp_path):
     store = runs.Store(tmp_path)
     node = node_of({"a": 1}, Toy(fail=True))
-    with pytest.raises(RuntimeError):
+    with pytest.raises(UserError, match="toy could not go on: half way"):
         store.execute([node], Spec("x", {}), print)
+    assert "RuntimeError: half way" in (store.folder(node) / "error.txt").read_text()
     assert not store.done(node) and "would continue" in store.explain(node)
     assert store.execute([node_of({"a": 1})], Spec("x", {}), print) == (["toy"], [])
+    assert not (store.folder(node) / "error.txt").exists()
     assert store.done(node) and store.execute([node], Spec("x", {}), print) == ([], ["toy"])
 
 
@@ -155,3 +157,70 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         weights.write_json(path, {"a": 2})
     assert json.loads(path.read_text()) == {"a": None, "b": [1]}
+
+
+class Half(Toy):
+    """Leaves a checkpoint, as a training stage does."""
+
+    def run(self, context):
+        context.checkpoint.write_text("state")
+        super().run(context)
+
+
+def test_a_checkpoint_stays_until_the_stage_is_done(tmp_path, monkeypatch):
+    store, node, said = runs.Store(tmp_path), node_of({"a": 1}, Half()), []
+    write = weights.write_json
+    kept = []
+
+    def watched(path, value):
+        if path.name == "DONE":
+            kept.append((path.parent / "checkpoint.safetensors").is_file())
+        write(path, value)
+
+    monkeypatch.setattr(weights, "write_json", watched)
+    store.execute([node], Spec("x", {}), said.append)
+    assert kept == [True] and not (store.folder(node) / "checkpoint.safetensors").exists()
+    assert said[0].startswith("toy: begins in ") and said[1].startswith("toy: done in ")
+
+
+class Lacking(Toy):
+    def __init__(self, error):
+        self.error = error
+
+    def run(self, context):
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (ModuleNotFoundError("No module named 'torchtune'", name="torchtune"), r"pip install 'causvid\[train\]'"),
+        (ImportError("torchao not installed"), r"pip install 'causvid\[train\]'"),
+        (ImportError("``wandb`` package not found"), r"pip install 'causvid\[wandb\]'"),
+        (ValueError("no"), "toy could not go on: no"),
+        (UserError("plain words"), "^plain words$"),
+    ],
+)
+def test_what_a_stage_cannot_do_is_one_message(error, words, tmp_path):
+    with pytest.raises(UserError, match=words):
+        runs.Store(tmp_path).execute([node_of({"a": 1}, Lacking(error))], Spec("x", {}), lambda text: None)
+
+
+def test_a_fault_of_the_program_keeps_its_traceback(tmp_path):
+    for error in (ImportError("no such thing", name="elsewhere"), TypeError("bug")):
+        with pytest.raises(type(error)):
+            runs.Store(tmp_path).execute([node_of({"a": 1}, Lacking(error))], Spec("x", {}), lambda text: None)
+
+
+def test_the_commit_is_ours_or_none(tmp_path, monkeypatch):
+    """An installed package inside a repository of its user's does not record that one's commit."""
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    who = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+    subprocess.run(["git", "-C", str(tmp_path), *who, "commit", "-q", "--allow-empty", "-m", "x"], check=True)
+    monkeypatch.setattr(runs, "__file__", str(tmp_path / "causvid" / "runs.py"))
+    for content, ours in [(None, False), ('name = "theirs"', False), ('name = "causvid"', True)]:
+        if content:
+            (tmp_path / "pyproject.toml").write_text(content)
+        runs._commit.cache_clear()
+        assert (runs._commit() is not None) is ours
+    runs._commit.cache_clear()

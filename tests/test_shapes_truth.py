@@ -139,7 +139,9 @@ CORRUPTIONS = {
     "star": (lambda: paint(star()), "shape ok overlap fidelity size", "start trajectory"),
     "faded": (lambda: paint(cover() * 0.5), "shape ok overlap fidelity size", "trajectory contrast"),
     "larger": (lambda: changed(radius=STATE.radius * 1.2), "size", ""),
-    "never there": (lambda: paint(until(0)), "colour shape direction ok overlap speed size start", "fidelity"),
+    "never there": (
+        lambda: paint(until(0)), "colour shape direction ok overlap trajectory speed size start", "fidelity",
+    ),
     "vanishes halfway": (
         lambda: paint(until(11)), "shape ok overlap fidelity trajectory size", "direction speed start",
     ),
@@ -155,7 +157,7 @@ CORRUPTIONS = {
     ),
     "grey": (
         lambda: rendered().mean(2, keepdim=True).expand(-1, -1, 3, -1, -1),
-        "colour shape direction ok overlap fidelity speed size start", "ground contrast",
+        "colour shape direction ok overlap fidelity trajectory speed size start", "ground contrast",
     ),
 }  # fmt: skip
 
@@ -209,7 +211,17 @@ def test_fidelity_falls_with_noise_as_it_should():
         assert scores["fidelity"].mean().item() == pytest.approx(decibel, abs=0.3)
 
 
-LAWS = {"size_gap": "radius", "speed_gap": "speed", "ground_gap": "ground", "start_gap": "start"}
+def hadamard(size):
+    """Rows of -1 and 1, any two of which agree in half of the places."""
+    rows = [[1.0]]
+    while len(rows) < size:
+        rows = [row + row for row in rows] + [row + [-x for x in row] for row in rows]
+    return rows
+
+
+LAWS = {
+    "size_gap": "radius", "speed_gap": "speed", "ground_gap": "ground", "start_gap": "start", "texture_gap": "texture",
+}  # fmt: skip
 MANY = shapes.sample_states(0, range(192), "metrics")
 
 
@@ -218,7 +230,7 @@ def gaps(state):
 
 
 def test_a_rendered_set_has_the_true_laws():
-    assert gaps(MANY).keys() == LAWS.keys()
+    assert gaps(MANY).keys() == {*LAWS, "caption_gap"}
     assert max(gaps(MANY).values()) < 0.06  # 2 standard errors of a sample of 192
 
 
@@ -228,10 +240,46 @@ def test_a_collapsed_quantity_is_named(law):
     values = getattr(state, LAWS[law])
     before = gaps(state)
     for other, gap in gaps(replace(state, **{LAWS[law]: values[:1].expand_as(values)})).items():
+        if other == "caption_gap":
+            continue  # the mean over all quantities but the texture: see below
         if other == law:
             assert gap > 0.2  # a point mass is a quarter of the range away, or more
         else:
             assert gap == pytest.approx(before[other], abs=0.02)
+
+
+def collapsed(state, rows, *parts):
+    """The state with some quantities taken from other rows."""
+    return replace(state, **{part: getattr(state, part)[rows] for part in parts})
+
+
+FREE = ("radius", "speed", "start", "ground", "texture")
+
+
+def test_one_texture_for_all_is_seen_by_the_texture_alone():
+    before, after = gaps(MANY), gaps(collapsed(MANY, torch.zeros(192, dtype=torch.int64), "texture"))
+    assert before["texture_gap"] < 0.01 and after["texture_gap"] > 0.9
+    assert all(after[name] == pytest.approx(before[name], abs=0.02) for name in before if name != "texture_gap")
+
+
+def test_one_clip_per_caption_is_seen_though_the_laws_over_the_set_hold():
+    keys = [caption for caption in MANY.captions]
+    rows = torch.tensor([keys.index(caption) for caption in keys])
+    before, after = gaps(MANY), gaps(collapsed(MANY, rows, *FREE))
+    assert before["caption_gap"] < 0.1 and after["caption_gap"] > 0.95
+    assert after["texture_gap"] > before["texture_gap"] + 0.01
+    assert all(after[law] < 0.12 for law in LAWS)
+
+
+def test_without_a_caption_that_comes_twice_its_spread_is_not_asked():
+    state = shapes.sample_states(0, range(3), "metrics")
+    assert len(set(state.captions)) == 3 and "caption_gap" not in gaps(state)
+
+
+def test_what_is_not_there_has_the_worst_trajectory_and_no_contrast():
+    empty = torch.full((4, FRAMES, 3, shapes.SIZE, shapes.SIZE), -0.3)
+    scores = METRIC(empty, STATE.captions[:4])
+    assert (scores["trajectory"] == 16).all() and scores["contrast"].max() < 1e-4 and not scores["ok"].any()
 
 
 def test_gap_is_the_wasserstein_distance_in_units_of_the_range():
@@ -244,8 +292,12 @@ def test_gap_is_the_wasserstein_distance_in_units_of_the_range():
         "size": spread(shapes.RADIUS, even), "speed": spread(shapes.SPEED, even.flip(0)),
         "ground": spread(shapes.GROUND, even), "start_x": spread(shapes.START, even),
         "start_y": spread(shapes.START, even.flip(0)),
+        "textures": torch.tensor(hadamard(128)[:100]), "captions": torch.arange(100)[:, None],
     }  # fmt: skip
+    assert "caption_gap" not in METRIC.over_set(perfect)
     assert max(METRIC.over_set(perfect).values()) < 1e-6
+    halves = {**perfect, "textures": perfect["textures"][:50].repeat(2, 1)}  # 50 of 4950 pairs agree, the rest are even
+    assert METRIC.over_set(halves)["texture_gap"] == pytest.approx((50 / 4950 - 1 / 128) / (1 - 1 / 128), abs=1e-6)
     shifted = {**perfect, "size": spread(shapes.RADIUS, even + 0.25)}
     assert METRIC.over_set(shifted)["size_gap"] == pytest.approx(0.25)
     halved = {**perfect, "speed": spread(shapes.SPEED, 0.25 + even / 2)}  # quantiles move by |q - .5| / 2

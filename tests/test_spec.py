@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy import toy_spec
 
-from causvid import build, experiment, spec
+from causvid import build, checks, experiment, spec
 from causvid.errors import UserError
 from causvid.spec import complete, inherited, load, merge
 
@@ -102,7 +102,7 @@ def test_errors_say_what_where_and_what_is_accepted(overrides, words):
 )
 def test_what_does_not_fit_together_is_told_before_anything_runs(overrides, words):
     with pytest.raises(UserError) as error:
-        build.check(load("tiny/from_scratch", overrides))
+        checks.check(load("tiny/from_scratch", overrides))
     for word in words:
         assert word in str(error.value)
 
@@ -191,4 +191,4 @@ def test_a_sweep_is_checked_whole_before_it_runs(tmp_path):
 @pytest.mark.parametrize("change", ["model.freq_dim=-1", "model.layers=-1", "model.dim=0", "model.ffn_dim=-3"])
 def test_impossible_sizes_are_told_before_anything_runs(change):
     with pytest.raises(UserError):
-        build.check(load("tiny/from_scratch", [change]))
+        checks.check(load("tiny/from_scratch", [change]))

@@ -8,11 +8,12 @@ import re
 import sys
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from toy import toy_spec
 
-from causvid import build, registry, spec
+from causvid import build, checks, registry, spec
 from causvid.errors import UserError
 from causvid.spec import complete, inherited, load
 from causvid.validate import Bound
@@ -99,7 +100,7 @@ def test_what_is_taken_builds_or_is_refused(data):
     path = data.draw(st.sampled_from(list(leaves(WHOLE))))
     value = data.draw(st.sampled_from([0, 1, -1, 7, 0.5, 1e9, "x", "sum", "euler", "few_step", [], [1], [2, 1]]))
     with contextlib.suppress(UserError):
-        build.check(complete(put(path, value), "x"))
+        checks.check(complete(put(path, value), "x"))
 
 
 def test_a_written_out_spec_means_the_same():
@@ -159,6 +160,28 @@ def test_numbers_out_of_range(override):
         (["evaluation.samples=3"], "rollout_samples"),
         (["ode_pairs.keep=[]"], "no state at t"),
         (["ode_init.loss=dmd"], "ode_init.loss"),
+        (["model.patch=[5, 5]"], "multiple of the patch"),
+        (["model.freq_dim=15"], "freq_dim must be even"),
+        (["causal.kernel=flex"], "no backward on the CPU"),
+        (["ode_init.loss=flow_matching"], "'flow_matching' needs data, and this stage has trajectory"),
+        (["loss=ode_regression"], "'ode_regression' needs trajectory, and this stage has data and samples"),
+        (["loss={name: sum, of: [dmd, ode_regression]}"], "'sum' needs trajectory"),
+        (["student.causal=false"], "'rollout' streams, and student.causal is false"),
+        (
+            ["student.causal=false", "student.sampler=few_step", "student.input=self_rollout"],
+            "'self_rollout' streams, and student.causal is false",
+        ),
+        (["world.text_encoder.length=3"], "takes 3"),
+        (["loss={name: gan, r1: 1.0}", "distill.activation_checkpointing=true"], "r1 penalty"),
+        (["teacher_training.start=nonsense"], "teacher_training.start: unknown teacher 'nonsense'"),
+        (["teacher_training.weights=shipped", "teacher_training.start=nonsense"], "teacher_training.start"),
+        (["teacher_training.iterations=0"], "teacher_training.iterations: must be at least 1"),
+        (["teacher_training.loss.context=clean"], "teacher_training.loss.context"),
+        (
+            ["student={causal: false, sampler: few_step, input: {name: data, context: clean}}", "init=teacher"],
+            "student.input.context",
+        ),
+        (["student={causal: false, sampler: few_step}", "ode_init.loss.context=clean"], "ode_init.loss.context"),
         (["teacher_training.loss=gan"], "teacher_training.loss"),
         (["distill.optimizer=muon", "loss={name: sum, of: [dmd, gan]}", "distill.critic_optimizer=muon"], "muon"),
         (["distill.optimizer={name: adamw, betas: [0.9]}"], "optimizer.betas: expected 2 numbers, got 1"),
@@ -168,7 +191,44 @@ def test_numbers_out_of_range(override):
 )
 def test_choices_that_cannot_work_are_told_before_anything_runs(overrides, words):
     with pytest.raises(UserError, match=words):
-        build.check(load("tiny/from_scratch", overrides))
+        checks.check(load("tiny/from_scratch", overrides))
+
+
+@pytest.mark.parametrize("taps", [1, 2])
+def test_choices_that_can_work_pass(taps):
+    critic = "distill.critic_optimizer=adamw"
+    for overrides in (
+        ["loss={name: sum, of: [dmd, {name: gan, r1: 1.0}]}", f"distill.discriminator.taps={taps}", critic],
+        ["teacher=causal", "teacher_training.loss.context=clean", "causal.kernel=sdpa"],
+        ["student={causal: false, sampler: few_step, input: backward_simulation}", "init=teacher"],
+    ):
+        checks.check(load("tiny/from_scratch", overrides))
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_a_bidirectional_student_sees_everything_whatever_its_teacher_sees(causal):
+    arm = load("tiny/from_scratch", ["teacher=causal", f"student.causal={causal}".lower()])
+    assert build.student_rule(arm).causal is causal and build.teacher_rule(arm).causal
+
+
+def test_a_self_rollout_commits_when_the_sampler_does():
+    arm = load("tiny/from_scratch", ["student.input=self_rollout", "student.sampler.context_t=0.1"])
+    assert build.student_input(arm).context_t == 0.1
+    assert "accepted: exit_step" in refused("tiny/from_scratch", ["student.input={name: self_rollout, context_t: 0}"])
+
+
+class Slow:
+    """A many-step sampler of a user's own, on a grid of its own."""
+
+    def __init__(self, steps: int = 4):
+        self.times = torch.linspace(1, 0, steps + 1, dtype=torch.float64) ** 2
+
+
+def test_a_users_sampler_of_the_teacher_is_the_one_that_is_used():
+    arm = load("tiny/from_scratch", [f"teacher_sampling={{name: '{__name__}:Slow', steps: 8}}", "ode_pairs.keep=[2]"])
+    assert isinstance(build.teacher_sampler(arm), Slow) and len(build.teacher_sampler(arm).times) == 9
+    assert isinstance(build.teacher_sampler(arm, 3), Slow) and len(build.teacher_sampler(arm, 3).times) == 4
+    assert build.stored_times(arm).tolist() == pytest.approx([1.0, 0.25, 0.0])
 
 
 @pytest.mark.parametrize(

@@ -40,8 +40,12 @@ def test_no_observation_has_no_interval():
 
 
 def test_outcomes_have_wilsons_interval():
-    assert interval(torch.tensor([1.0, 0, 1, 1, 1, 1, 1, 0, 1, 1])) == wilson(8, 10)
-    assert interval(torch.ones(20)) == wilson(20, 20)
+    assert interval(torch.tensor([1, 0, 1, 1, 1, 1, 1, 0, 1, 1], dtype=torch.bool)) == wilson(8, 10)
+    assert interval(torch.ones(20, dtype=torch.bool)) == wilson(20, 20)
+
+
+def test_numbers_that_happen_to_be_0_or_1_are_no_outcomes():
+    assert interval(torch.zeros(20)) == (0.0, 0.0)
 
 
 def test_bootstrap_is_deterministic_and_shifts_and_scales_with_the_values():

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from causvid import registry
+from causvid.attention.kernels import Blockwise, Sdpa
 from causvid.attention.masks import Bidirectional, BlockCausal, SinkWindow, SlidingWindow
 from causvid.attention.positions import Absolute, WindowRelative
 from causvid.models.dit import VideoDiT
@@ -89,16 +90,54 @@ def test_inference_equals_the_teacher_forcing_pass(rule, position, kernel, dtype
         cache = model(clean[:, part], torch.zeros_like(t[:, part]), text, cache=cache, commit=True).cache
 
 
+SIZES = [(3, 5), (8, 4), (1, 1), (7, 9)]  # tokens of 8 frames: 120, 256 (a multiple of 128), 8, 504
+
+
+@pytest.mark.parametrize(("height", "width"), SIZES)
+@pytest.mark.parametrize("rule", [BlockCausal(3), SlidingWindow(3, 1, 4), SinkWindow(2, None, 4, 2)])
 @torch.no_grad()
-def test_diffusion_forcing_is_neither_unless_the_context_is_clean():
+def test_the_properties_hold_on_any_grid(rule, height, width):
+    """A and B and no influence of the future, where rows and columns are odd, alone, or a multiple of 128 tokens."""
+    for position, kernel in ((Absolute(), Sdpa()), (WindowRelative(), Blockwise())):
+        model, x, t, text = make(rule, position, kernel, height=height, width=width)
+        masked = model(x, t, text).prediction
+        torch.testing.assert_close(masked, stream(model, x, t, text)[0], atol=1e-10, rtol=0)
+        clean = torch.randn_like(x)
+        forced, cache = model(x, t, text, context=clean).prediction, model.new_cache()
+        for start, stop in rule.blocks(FRAMES):
+            part = slice(start, stop)
+            out = model(x[:, part], t[:, part], text, cache=cache)
+            torch.testing.assert_close(forced[:, part], out.prediction, atol=1e-10, rtol=0)
+            cache = model(clean[:, part], torch.zeros_like(t[:, part]), text, cache=cache, commit=True).cache
+        last = rule.blocks(FRAMES)[-1][0]
+        changed = torch.cat([x[:, :last], torch.randn_like(x[:, last:])], 1)
+        assert torch.equal(masked[:, :last], model(changed, t, text).prediction[:, :last])
+
+
+@pytest.mark.parametrize("rule", list(itertools.chain.from_iterable(RULES.values())), ids=str)
+@torch.no_grad()
+def test_diffusion_forcing_is_neither_unless_the_context_is_clean(rule):
     """Property C: block i agrees with inference only where every block it sees stands at t = 0."""
-    rule = BlockCausal(2)
     model, x, t, text = make(rule)
     clean = torch.randn_like(x)
     noisy_context, forced = model(x, t, text).prediction, model(x, t, text, context=clean).prediction
-    assert not torch.allclose(noisy_context[:, 2:], forced[:, 2:], atol=1e-3)
-    mixed, times = torch.cat([clean[:, :6], x[:, 6:]], 1), torch.cat([torch.zeros_like(t[:, :6]), t[:, 6:]], 1)
-    torch.testing.assert_close(model(mixed, times, text).prediction[:, 6:], forced[:, 6:], atol=1e-10, rtol=0)
+    second, last = rule.blocks(FRAMES)[1][0], rule.blocks(FRAMES)[-1][0]
+    assert not torch.allclose(noisy_context[:, second:], forced[:, second:], atol=1e-3)
+    mixed = torch.cat([clean[:, :last], x[:, last:]], 1)
+    times = torch.cat([torch.zeros_like(t[:, :last]), t[:, last:]], 1)
+    torch.testing.assert_close(model(mixed, times, text).prediction[:, last:], forced[:, last:], atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize(("rule", "position", "kernel"), combinations)
+@torch.no_grad()
+def test_teacher_forcing_sees_no_later_block_and_no_clean_frame_of_its_own(rule, position, kernel):
+    model, x, t, text = make(rule, position, kernel)
+    clean, start = torch.randn_like(x), rule.blocks(FRAMES)[-1][0]
+    before = model(x, t, text, context=clean).prediction
+    other_clean = torch.cat([clean[:, :start], torch.randn_like(clean[:, start:])], 1)
+    other = torch.cat([x[:, :start], torch.randn_like(x[:, start:])], 1)
+    assert torch.equal(before, model(x, t, text, context=other_clean).prediction)
+    assert torch.equal(before[:, :start], model(other, t, text, context=other_clean).prediction[:, :start])
 
 
 @pytest.mark.parametrize(("rule", "position", "kernel"), combinations)
@@ -210,3 +249,28 @@ def test_a_stream_takes_one_block_at_a_time_and_ends_with_a_short_one():
     cache = model(x[:, :2], t[:, :2], text, cache=model.new_cache(), commit=True).cache
     with pytest.raises(ValueError, match="the stream has ended"):
         model(x[:, :3], t[:, :3], text, cache=cache)
+
+
+class GappedWindow(SlidingWindow):
+    """A rule of a user's own: a window, and the first block for ever."""
+
+    def sees(self, query, key):
+        return super().sees(query, key) | ((key < self.block_frames) & (key < self._end(query)))
+
+
+@torch.no_grad()
+def test_positions_ask_the_rule_itself_whether_it_leaves_gaps():
+    """Not its class: ranks close the gap of any rule, and a kernel that rotates each key once must refuse it."""
+    rule = GappedWindow(2, None, 2)
+    model, x, t, text = make(rule, WindowRelative())
+    torch.testing.assert_close(model(x, t, text).prediction, stream(model, x, t, text)[0], atol=1e-10, rtol=0)
+    with pytest.raises(ValueError, match="use kernel 'blockwise'"):
+        Sdpa().check(rule, WindowRelative())
+
+
+def test_what_would_be_ignored_is_refused():
+    model, x, t, text = make(BlockCausal(2))
+    with pytest.raises(ValueError, match="positions are for a masked pass"):
+        model(x[:, :2], t[:, :2], text, cache=model.new_cache(), positions=torch.tensor(4))
+    with pytest.raises(ValueError, match="needs a causal mask"):
+        make(Bidirectional())[0](x, t, text, context=x)

@@ -211,3 +211,13 @@ def test_time_of_a_random_exit_is_a_step_of_the_student(student_input):
     model = tiny_dit()
     times = {student_input(tiny_scene(model, step), TIMES, False).t.unique().item() for step in range(12)}
     assert times == set(TIMES)
+
+
+@pytest.mark.parametrize("context_t", [0.0, 0.3])
+def test_a_self_rollout_commits_where_the_sampler_commits(context_t):
+    student = tiny_dit()
+    draw = Draw(0, "s", 0, range(2))
+    given_scene = scene(draw, {"student": student}, BLOCKS, text=tiny_text(2), data=normal(*SHAPE))
+    trained = SelfRollout("last", context_t)(given_scene, TIMES, False).x0
+    sampled = Rollout(TIMES, context_t)(student, SHAPE[1:], given_scene.text, draw)
+    torch.testing.assert_close(trained, sampled)

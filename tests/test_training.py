@@ -164,8 +164,40 @@ def test_checkpoints_come_as_often_as_asked_and_go_at_the_end(tmp_path):
         session.after(0, output(extra=torch.tensor(2.0)), more=3.0)
         assert path.exists()
         session.finish(weights={"w": torch.ones(1)})
-    assert not path.exists() and (tmp_path / "weights.safetensors").exists()
+    assert path.exists()  # until the stage is done
+    assert (tmp_path / "weights.safetensors").exists()
     assert json.loads((tmp_path / "curves.jsonl").read_text()) == {"step": 0, "loss": 1.0, "extra": 2.0, "more": 3.0}
+
+
+class Elsewhere:
+    """A logger of a user's own."""
+
+    def __init__(self, folder):
+        self.path = folder / "elsewhere"
+
+    def log(self, step, values):
+        self.path.write_text(str(step))
+
+    def close(self):
+        pass
+
+
+def test_curves_are_kept_for_the_report_wherever_else_they_go(tmp_path):
+    other = Bound("logger", {"name": f"{__name__}:Elsewhere"})
+    with training.session(context(tmp_path, loggers=[other]), "x", {}, 2) as session:
+        session.after(0, output())
+    assert steps_of(tmp_path) == [0] and (tmp_path / "elsewhere").read_text() == "0"
+
+
+def test_wandb_logs_without_an_account_or_a_network(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    wanted = Bound("logger", {"name": "wandb", "project": "p", "mode": "offline"})
+    with training.session(context(tmp_path, loggers=[wanted]), "x", {}, 2) as session:
+        session.after(0, output())
+        session.after(1, output(extra=2.0))
+    (written,) = tmp_path.rglob("*.wandb")
+    assert written.stat().st_size > 0 and steps_of(tmp_path) == [0, 1]
 
 
 class Halt(Exception):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from causvid import build, schedule, spec
+from causvid import build, checks, schedule, spec
 from causvid.attention import rope
 from causvid.attention.masks import BlockCausal
 from causvid.errors import UserError
@@ -110,9 +110,9 @@ def test_time_features_at_757():
     assert abs(float(features[127]) - last.cos()) < 1e-9 and abs(float(features[255]) - last.sin()) < 1e-9
 
 
-def test_a_run_does_not_solve_by_another_sampler_than_it_says():
-    with pytest.raises(UserError, match="solve by 'euler'"):
-        build.check(spec.load("tiny/causvid", ["teacher_sampling={name: unipc, steps: 8}"]))
+def test_pairs_are_not_taken_at_times_that_a_sampler_does_not_visit():
+    with pytest.raises(UserError, match="no state at t = 1"):
+        checks.check(spec.load("tiny/causvid", ["teacher_sampling={name: unipc, steps: 8}"]))
 
 
 def test_a_spec_of_given_weights_is_not_run(tmp_path):

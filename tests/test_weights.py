@@ -153,3 +153,11 @@ def test_an_optimizer_comes_back(tmp_path):
     assert fresh.param_groups[0]["lr"] == 0.1
     for parameter in module.parameters():
         assert torch.equal(fresh.state[parameter]["exp_avg"], optimizer.state[parameter]["exp_avg"])
+
+
+def test_tensors_that_share_memory_come_back_too(tmp_path):
+    whole = torch.arange(6.0)
+    tensors = {"first": whole[:4], "last": whole[2:], "whole": whole, "again": whole}
+    weights.write_tensors(tmp_path / "w.safetensors", tensors)
+    back, _ = weights.read_tensors(tmp_path / "w.safetensors")
+    assert all(torch.equal(back[name], tensor) for name, tensor in tensors.items())

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from causvid.attention.masks import Rule
@@ -92,8 +93,8 @@ class KVCache:
 def _take_frames(kv: LayerKV, stay: list[int], count: int) -> LayerKV:
     """Rows of the frames that stay, copied so that the rest of the block can be freed."""
     index = torch.tensor(stay, device=kv[0].device)
-    k, v = (x.unflatten(2, (count, -1)).index_select(2, index).flatten(2, 3) for x in kv)
-    return k, v
+    k, v = (rearrange(x, "b k (f n) d -> b k f n d", f=count).index_select(2, index) for x in kv)
+    return rearrange(k, "b k f n d -> b k (f n) d"), rearrange(v, "b k f n d -> b k (f n) d")
 
 
 class CrossMemo:

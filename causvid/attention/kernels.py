@@ -41,6 +41,7 @@ class Grid:
         return rope.table(positions.to(self.device), self.height, self.width, self.head_dim, self.theta, self.dtype)
 
 
+HORIZON = 256  # frames over which a rule is asked whether it leaves gaps, before any clip is known
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -52,7 +53,7 @@ class Kernel(Protocol):
 
 
 def _refuse_per_block_positions(kernel: str, rule: Rule, position: Position) -> None:
-    if not position.independent_of_query(rule):
+    if not position.independent_of_query(Pattern(rule, HORIZON)):
         raise ValueError(
             f"kernel '{kernel}' rotates each key once, but position '{type(position).__name__}' under mask "
             f"'{type(rule).__name__}' places keys differently for every block; use kernel 'blockwise'"
@@ -70,7 +71,7 @@ def _blockwise_plan(
 ) -> tuple[Tensor | None, list[tuple[slice, slice | Tensor, Tensor | None, Tensor | None]]]:
     """Shared rotations (or None), and per group: query tokens, key tokens, and rotations of its own (or None)."""
     n = grid.tokens_per_frame
-    shared = _once(pattern, grid) if position.independent_of_query(pattern.rule) else None
+    shared = _once(pattern, grid) if position.independent_of_query(pattern) else None
     steps: list[tuple[slice, slice | Tensor, Tensor | None, Tensor | None]] = []
     for group in pattern.groups:
         start, stop = group.queries

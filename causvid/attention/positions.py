@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from causvid.attention.masks import Rule, SinkWindow
+from causvid.attention.masks import Pattern
 from causvid.registry import register
 
 
@@ -22,8 +22,8 @@ class Position(Protocol):
         """Positions of ``frames`` (int64) for a block that sees the frames ``visible`` (ascending, unique)."""
         ...
 
-    def independent_of_query(self, rule: Rule) -> bool:
-        """Whether one rotation per key, at its absolute position, serves every query under this rule."""
+    def independent_of_query(self, pattern: Pattern) -> bool:
+        """Whether one rotation per key, at its absolute position, serves every query of a pass."""
         ...
 
 
@@ -35,7 +35,7 @@ class Absolute:
     def place(self, frames: Tensor, visible: Tensor) -> Tensor:
         return frames
 
-    def independent_of_query(self, rule: Rule) -> bool:
+    def independent_of_query(self, pattern: Pattern) -> bool:
         return True
 
 
@@ -51,5 +51,6 @@ class WindowRelative:
     def place(self, frames: Tensor, visible: Tensor) -> Tensor:
         return torch.searchsorted(visible, frames)
 
-    def independent_of_query(self, rule: Rule) -> bool:
-        return not isinstance(rule, SinkWindow)
+    def independent_of_query(self, pattern: Pattern) -> bool:
+        seen = ({pattern.frame_of(slot) for slot in group.keys} for group in pattern.groups)
+        return all(max(frames) - min(frames) + 1 == len(frames) for frames in seen)

@@ -7,6 +7,7 @@ The head's d / 2 complex pairs are split as (d - 4 (d // 6), 2 (d // 6), 2 (d //
 from __future__ import annotations
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 
@@ -48,11 +49,11 @@ def table(frames: Tensor, height: int, width: int, head_dim: int, theta: float, 
         _rotations(torch.arange(width, device=device), pairs_w, theta)[None, None].expand(*shape, -1),
     )
     complex_type = torch.complex128 if dtype == torch.float64 else torch.complex64
-    return torch.cat(parts, dim=-1).reshape(count * height * width, head_dim // 2).to(complex_type)
+    return rearrange(torch.cat(parts, dim=-1), "f h w d -> (f h w) d").to(complex_type)
 
 
 def rotate(x: Tensor, rotations: Tensor) -> Tensor:
     """Rotate consecutive pairs of the last axis; ``x`` is ``b heads s d``, rotations ``s d/2``."""
     real = x if x.dtype in (torch.float32, torch.float64) else x.float()
-    pairs = torch.view_as_complex(real.unflatten(-1, (-1, 2)).contiguous())
-    return torch.view_as_real(pairs * rotations).flatten(-2).to(x.dtype)
+    pairs = torch.view_as_complex(rearrange(real, "... (d two) -> ... d two", two=2).contiguous())
+    return rearrange(torch.view_as_real(pairs * rotations), "... d two -> ... (d two)").to(x.dtype)

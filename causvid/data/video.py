@@ -19,6 +19,8 @@ from causvid import weights
 from causvid.data.clips import encode_rgb
 from causvid.errors import UserError
 
+MOST_PIXELS = 4096  # along a side; what common players and h264 levels take
+
 
 @dataclass(frozen=True)
 class Clip:
@@ -40,11 +42,17 @@ def to_rgb(video: Tensor, scale: int) -> np.ndarray:
 
     Raises:
         ValueError: not ``f c h w`` with 1 or 3 channels and at least one frame.
+        UserError: a picture too large.
     """
     if video.ndim != 4 or video.shape[1] not in (1, 3) or 0 in video.shape:
         raise ValueError(f"a video is 'f c h w' with 1 or 3 channels and at least one frame, got {tuple(video.shape)}")
     if scale < 1:
         raise ValueError(f"scale must be at least 1, got {scale}")
+    if max(video.shape[2:]) * scale > MOST_PIXELS:
+        raise UserError(
+            f"scale {scale} makes {video.shape[3] * scale} x {video.shape[2] * scale} pixels; at most {MOST_PIXELS} "
+            f"along a side: scale {max(1, MOST_PIXELS // max(video.shape[2:]))} or less"
+        )
     frames = repeat(to_bytes(video).cpu(), "f c h w -> f (h a) (w b) c", a=scale, b=scale)
     frames = frames.expand(-1, -1, -1, 3).numpy()
     odd_rows, odd_columns = frames.shape[1] % 2, frames.shape[2] % 2

@@ -27,8 +27,8 @@ def wilson(successes: float, count: int) -> tuple[float, float]:
 
 
 def interval(values: Tensor, draws: int = 2000) -> tuple[float, float]:
-    """95% interval of the mean of ``values`` (1-D): Wilson's for 0/1 outcomes, else a percentile bootstrap."""
-    if bool(((values == 0) | (values == 1)).all()):
+    """95% interval of the mean of ``values`` (1-D): Wilson's for yes or no (bool), else a percentile bootstrap."""
+    if values.dtype == torch.bool:
         return wilson(float(values.sum()), len(values))
     generator = torch.Generator().manual_seed(key("bootstrap", len(values)))
     rows = torch.randint(len(values), (draws, len(values)), generator=generator)

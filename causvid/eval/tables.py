@@ -34,12 +34,24 @@ CAPTION = (
     Measure("direction", "direction", "share", 3, "share that move in the captioned direction"),
 )
 PICTURE = (
-    Measure("fidelity", "fidelity", "dB", 1, "PSNR against the clean rendering of what was fitted; higher is better"),
+    Measure(
+        "fidelity",
+        "fidelity",
+        "dB",
+        1,
+        "PSNR against the clean rendering of what was fitted; higher is better, where contrast is near 1",
+    ),
     Measure(
         "contrast", "contrast", "ratio", 2, "amplitude of the ground's texture over the true one; 0 is blurred away"
     ),
     Measure("overlap", "overlap", "IoU", 3, "how well the seen shape covers the best-fitting template; 1 is best"),
-    Measure("trajectory", "trajectory", "px", 2, "rms distance of the shape from uniform straight motion; 0 is best"),
+    Measure(
+        "trajectory",
+        "trajectory",
+        "px",
+        2,
+        "rms distance of the shape from uniform straight motion; 0 is best, 16 where no shape is seen",
+    ),
     Measure("speed", "speed", "px/frame", 2, "fitted speed; right where it is the real data's, neither high nor low"),
 )
 SET = (
@@ -47,6 +59,10 @@ SET = (
     Measure("speed_gap", "speed", "gap", 3, "distance of the speeds from their true law"),
     Measure("ground_gap", "ground", "gap", 3, "distance of the ground's grey levels from their true law"),
     Measure("start_gap", "start", "gap", 3, "distance of the starting places from their true law"),
+    Measure(
+        "texture_gap", "texture", "gap", 3, "how alike the textures of two videos are, above chance; 1 is the same"
+    ),
+    Measure("caption_gap", "caption", "gap", 3, "how far the spread among videos of one caption is from the true one"),
 )
 TABLES = (
     ("Is the caption true?", CAPTION),
@@ -54,8 +70,9 @@ TABLES = (
     ("Is the set as varied as the world?", SET),
 )
 GAP_NOTE = (
-    "A gap is the Wasserstein-1 distance from the true law, in units of its range; 0 is best, and a finite set of real "
-    "videos has one too: the first row is the floor. A student that makes few kinds of video has large gaps."
+    "A gap from a law is the Wasserstein-1 distance, in units of its range; 0 is best, and a finite set of real "
+    "videos has one too: the first row is the floor. A student that makes few kinds of video has large gaps: "
+    "one texture for all shows in texture, one clip per caption in texture and caption."
 )
 FREE = ("size", "ground", "start_x", "start_y")  # judged as gaps over the set; their means say nothing
 

@@ -41,13 +41,15 @@ class DMD:
         guidance: classifier-free guidance of the real score, in the form uncond + w (cond - uncond).
         shift: shift of the score times.
         t_min, t_max: score times are clamped to this range.
-        score_times: ``shared`` by all frames (bidirectional scores) or drawn ``per_block``.
+        score_times: ``shared`` by all frames, whatever the teacher (as in the release), or drawn ``per_block``, as a
+            causal, diffusion-forced teacher was trained.
         count_clean: count frames that were passed through as data (the release does).
         eps: added to the normaliser.
         t_floor: for the fake score; see :func:`causvid.losses.flow.denoising_error`.
     """
 
     players = ("student", "fake_score")
+    needs = ("samples",)
 
     def __init__(
         self,

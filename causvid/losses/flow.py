@@ -40,7 +40,8 @@ def drop_text(scene: Scene, probability: float) -> Text:
     """The batch's text, with the empty prompt in its place for a random part of the rows (for guidance)."""
     drop = scene.draw.uniform("drop_text") < probability
     shape = (-1, *([1] * (scene.text.embeddings.ndim - 1)))
-    return Text(torch.where(drop.reshape(shape), scene.unconditional.embeddings, scene.text.embeddings))
+    free = scene.unconditional.spread(scene.text)
+    return Text(torch.where(drop.reshape(shape), free.embeddings, scene.text.embeddings))
 
 
 @register("loss", "flow_matching")
@@ -60,6 +61,7 @@ class FlowMatching:
     """
 
     players = ("student",)
+    needs = ("data",)
 
     def __init__(
         self,

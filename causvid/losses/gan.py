@@ -48,6 +48,7 @@ class GAN:
     """
 
     players = ("student", "discriminator")
+    needs = ("data", "samples")
 
     def __init__(
         self, kind: Kind = "logistic", r1: float = 0.0, shift: float = 1.0, t_min: float = 0.02, t_max: float = 0.98
@@ -66,17 +67,21 @@ class GAN:
             return schedule.add_noise(x0, scene.draw.normal(purpose, *x0.shape[1:]).to(x0.dtype), t)
 
         if player == "student":
-            x_t = noised(scene.samples(True).x0, "gan_noise_fake")
-            return LossOutput(generator_loss(discriminator(x_t, t, scene.text, backbone), self.kind))
+            sample = scene.samples(True)
+            x_t = noised(sample.x0, "gan_noise_fake")
+            logits = discriminator(x_t, t, scene.text, backbone, counts=sample.counts)
+            return LossOutput(generator_loss(logits, self.kind))
         if scene.data is None:
             raise ValueError("the discriminator needs data")
         with torch.no_grad():
-            fake_t = noised(scene.samples(False).x0, "gan_noise_fake")
+            sample = scene.samples(False)
+            fake_t = noised(sample.x0, "gan_noise_fake")
         real_t = noised(scene.data, "gan_noise_real").requires_grad_(self.r1 > 0)
         # The penalty differentiates twice, which of the attention kernels only the plain one can.
         with sdpa_kernel(SDPBackend.MATH) if self.r1 > 0 else nullcontext():
-            real = discriminator(real_t, t, scene.text, backbone)
-        fake = discriminator(fake_t, t, scene.text, backbone)
+            # The same frames of both: else the discriminator could tell them by how many were averaged.
+            real = discriminator(real_t, t, scene.text, backbone, counts=sample.counts)
+        fake = discriminator(fake_t, t, scene.text, backbone, counts=sample.counts)
         value = discriminator_loss(real, fake, self.kind)
         logs: dict[str, float | Tensor] = {"real": real.detach().mean(), "fake": fake.detach().mean()}
         if self.r1 > 0:
@@ -99,6 +104,7 @@ class Sum:
         if not self.of or len(self.of) != len(self.weights):
             raise ValueError(f"a sum needs one weight per loss, got {len(self.of)} losses, {len(self.weights)} weights")
         self.players = tuple(dict.fromkeys(player for loss in self.of for player in loss.players))
+        self.needs = tuple(dict.fromkeys(need for loss in self.of for need in getattr(loss, "needs", ())))
 
     def __call__(self, player: str, scene: Scene) -> LossOutput:
         terms = [

@@ -10,26 +10,8 @@ from torch import Tensor
 
 from causvid.errors import UserError
 from causvid.registry import register
+from causvid.schedule import state_indices
 from causvid.types import LossOutput, Scene, Trajectory
-
-
-def state_indices(trajectory_times: Tensor, wanted: Sequence[float]) -> list[int]:
-    """Where the wanted times stand in a trajectory.
-
-    Raises:
-        UserError: a time that was not stored; a neighbour is never taken for it.
-    """
-    indices = []
-    for time in wanted:
-        distance = (trajectory_times.double() - time).abs()
-        if float(distance.min()) > 1e-4:
-            held = ", ".join(f"{float(t):.4f}" for t in trajectory_times)
-            raise UserError(
-                f"the stored trajectory holds no state at t = {time:.4f} (it holds {held}); choose student.steps whose "
-                "times are stored, or add them to ode_pairs.keep"
-            )
-        indices.append(int(distance.argmin()))
-    return indices
 
 
 @register("loss", "ode_regression")
@@ -45,6 +27,7 @@ class OdeRegression:
     """
 
     players = ("student",)
+    needs = ("trajectory",)
 
     def __init__(self, include_clean: bool = True, context: Literal["noisy", "clean"] = "noisy") -> None:
         self.include_clean, self.context = include_clean, context

@@ -34,8 +34,14 @@ class FeatureHead(nn.Module):
         self.mix = nn.Linear(dim * len(self.taps), hidden)
         self.out = nn.Linear(hidden, 1)
 
-    def forward(self, x_t: Tensor, t: Tensor, text: Text, backbone: Denoiser) -> Tensor:
-        """Logits ``b`` for noised latents ``b f c h w``; gradient reaches ``x_t`` through the backbone."""
+    def forward(self, x_t: Tensor, t: Tensor, text: Text, backbone: Denoiser, counts: Tensor | None = None) -> Tensor:
+        """Logits ``b`` for noised latents ``b f c h w``; gradient reaches ``x_t`` through the backbone.
+
+        Args:
+            counts: frames whose logits are averaged (``b f``, bool), default all; 0 of a clip in which none counts.
+        """
         features = backbone(x_t, t, text, return_features=self.taps).features
         hidden = torch.cat([norm(tokens) for norm, tokens in zip(self.norms, features, strict=True)], dim=-1)
-        return self.out(nn.functional.silu(self.mix(hidden))).mean((1, 2, 3))
+        logits = self.out(nn.functional.silu(self.mix(hidden))).mean((2, 3))
+        weight = torch.ones_like(logits) if counts is None else counts.to(logits.dtype)
+        return (logits * weight).sum(1) / weight.sum(1).clamp(min=1)

@@ -7,7 +7,6 @@ a cache; which of these is decided by the mask and by what is passed to ``forwar
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Literal, cast
@@ -22,96 +21,9 @@ from causvid.attention.cache import KVCache, LayerKV
 from causvid.attention.kernels import Attend, Blockwise, Grid, Kernel
 from causvid.attention.masks import Bidirectional, Pattern, Rule
 from causvid.attention.positions import Absolute, Position
+from causvid.models.blocks import Block, sinusoid
 from causvid.registry import register
 from causvid.types import DenoiserOutput, Text
-
-
-def sinusoid(t: Tensor, width: int) -> Tensor:
-    """Sinusoidal features of ``t`` (any shape): cosines, then sines, ``... width``, rates 10000^(-2i/width)."""
-    half = width // 2
-    rates = torch.exp(-math.log(10000.0) * torch.arange(half, dtype=torch.float64, device=t.device) / half)
-    angles = t.to(torch.float64)[..., None] * rates
-    return torch.cat([angles.cos(), angles.sin()], dim=-1)
-
-
-class SelfAttention(nn.Module):
-    """Self-attention with fused projections and queries and keys normalised over the full width."""
-
-    def __init__(self, dim: int, heads: int, eps: float) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.q_norm = nn.RMSNorm(dim, eps=eps)
-        self.k_norm = nn.RMSNorm(dim, eps=eps)
-        self.out = nn.Linear(dim, dim)
-
-    def forward(self, x: Tensor, attend: Attend) -> tuple[Tensor, LayerKV]:
-        """``b s d`` -> the same, and the unrotated (k, v) of these tokens, ``b heads s d/heads``."""
-        q, k, v = self.qkv(x).chunk(3, dim=-1)
-        q, k, v = (rearrange(y, "b s (k d) -> b k s d", k=self.heads) for y in (self.q_norm(q), self.k_norm(k), v))
-        return self.out(rearrange(attend(q, k, v), "b k s d -> b s (k d)")), (k, v)
-
-
-class CrossAttention(nn.Module):
-    """Attention to the text; keys and values depend on the prompt alone and can be kept."""
-
-    def __init__(self, dim: int, heads: int, eps: float) -> None:
-        super().__init__()
-        self.heads = heads
-        self.q = nn.Linear(dim, dim)
-        self.kv = nn.Linear(dim, 2 * dim)
-        self.q_norm = nn.RMSNorm(dim, eps=eps)
-        self.k_norm = nn.RMSNorm(dim, eps=eps)
-        self.out = nn.Linear(dim, dim)
-
-    def project(self, text: Tensor) -> LayerKV:
-        """Keys and values of the text, ``b l d`` -> two of ``b heads l d/heads``."""
-        k, v = self.kv(text).chunk(2, dim=-1)
-        k, v = (rearrange(y, "b l (k d) -> b k l d", k=self.heads) for y in (self.k_norm(k), v))
-        return k, v
-
-    def forward(self, x: Tensor, kv: LayerKV) -> Tensor:
-        q = rearrange(self.q_norm(self.q(x)), "b s (k d) -> b k s d", k=self.heads)
-        return self.out(rearrange(F.scaled_dot_product_attention(q, *kv), "b k s d -> b s (k d)"))
-
-
-class Block(nn.Module):
-    """Self-attention, text cross-attention and feed-forward, modulated per frame by time."""
-
-    def __init__(self, dim: int, ffn_dim: int, heads: int, eps: float, cross_norm: bool) -> None:
-        super().__init__()
-        self.self_norm = nn.LayerNorm(dim, eps=eps, elementwise_affine=False)
-        self.self_attention = SelfAttention(dim, heads, eps)
-        self.cross_norm = nn.LayerNorm(dim, eps=eps) if cross_norm else nn.Identity()
-        self.cross_attention = CrossAttention(dim, heads, eps)
-        self.ffn_norm = nn.LayerNorm(dim, eps=eps, elementwise_affine=False)
-        self.ffn = nn.Sequential(
-            nn.Linear(dim, ffn_dim),
-            nn.GELU(approximate="tanh"),
-            nn.Linear(ffn_dim, dim),
-        )
-        self.modulation = nn.Parameter(torch.randn(6, dim) / dim**0.5)
-
-    def forward(self, x: Tensor, time: Tensor, attend: Attend, text: LayerKV) -> tuple[Tensor, LayerKV]:
-        """One block.
-
-        Args:
-            x: tokens, ``b f n d``.
-            time: modulation from time, ``b f 6 d``.
-            attend: planned self-attention.
-            text: keys and values of the text; their batch is b, or b f where the text differs per frame.
-        """
-        frames = x.shape[1]
-        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (time + self.modulation).unsqueeze(2).unbind(3)
-        hidden = (self.self_norm(x) * (1 + scale) + shift).flatten(1, 2)
-        hidden, kv = self.self_attention(hidden, attend)
-        x = x + gate * hidden.unflatten(1, (frames, -1))
-        tokens = self.cross_norm(x)
-        per_frame = text[0].shape[0] != x.shape[0]
-        tokens = rearrange(tokens, "b f n d -> (b f) n d" if per_frame else "b f n d -> b (f n) d")
-        x = x + self.cross_attention(tokens, text).reshape(x.shape)
-        hidden = self.ffn(self.ffn_norm(x) * (1 + ffn_scale) + ffn_shift)
-        return x + ffn_gate * hidden, kv
 
 
 @register("model", "dit")
@@ -164,6 +76,8 @@ class VideoDiT(nn.Module):
             raise ValueError(f"dim ({dim}) is not a multiple of heads ({heads})")
         if prediction not in ("velocity", "x0"):
             raise ValueError(f"prediction must be 'velocity' or 'x0', got '{prediction}'")
+        if freq_dim % 2:
+            raise ValueError(f"freq_dim must be even, got {freq_dim}: it is half cosines, half sines")
         rope.split_pairs(dim // heads)
         self.channels, self.layers, self.head_dim = channels, layers, dim // heads
         self.patch: tuple[int, int] = (patch[0], patch[1])
@@ -225,6 +139,10 @@ class VideoDiT(nn.Module):
         """
         if cache is not None and context is not None:
             raise ValueError("teacher forcing is a masked pass: context and cache exclude each other")
+        if context is not None and not self.mask.causal:
+            raise ValueError("teacher forcing needs a causal mask: with any other, no frame sees the context")
+        if positions is not None and cache is not None:
+            raise ValueError("positions are for a masked pass: a stream's follow from its cache")
         if commit and cache is None:
             raise ValueError("commit needs a cache")
         frames, height, width = self._check(x, t, text)
@@ -287,7 +205,7 @@ class VideoDiT(nn.Module):
         hidden = self.time_embed(sinusoid(t * self.time_scale, self.freq_dim).to(x.dtype))
         return (
             self.patch_embed(patches),
-            self.time_project(hidden).unflatten(-1, (6, -1)),
+            rearrange(self.time_project(hidden), "b f (parts d) -> b f parts d", parts=6),
             hidden,
         )
 
@@ -295,7 +213,7 @@ class VideoDiT(nn.Module):
         embedded = self.text_embed(text.embeddings)
         if embedded.ndim == 3:
             return embedded
-        return (torch.cat([embedded, embedded], 1) if twice else embedded).flatten(0, 1)
+        return rearrange(torch.cat([embedded, embedded], 1) if twice else embedded, "b f l d -> (b f) l d")
 
     def _head(self, tokens: Tensor, hidden_t: Tensor, height: int, width: int) -> Tensor:
         shift, scale = (hidden_t[:, :, None] + self.head_modulation).unsqueeze(2).unbind(3)

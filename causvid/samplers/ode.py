@@ -31,17 +31,10 @@ class Guided:
         if self.weight == 1.0:
             return self.model(x, t, text, **options)  # type: ignore[arg-type]
         if self._both is None or self._both[0] is not text:  # the same object again lets the cross memo be used
-            self._both = (text, Text.cat([text, _spread(self.unconditional, text)]))
+            self._both = (text, Text.cat([text, self.unconditional.spread(text)]))
         out = self.model(torch.cat([x, x]), torch.cat([t, t]), self._both[1], **options)  # type: ignore[arg-type]
         conditional, free = out.prediction.chunk(2)
         return DenoiserOutput(x, t, free + self.weight * (conditional - free), out.kind, out.cache)
-
-
-def _spread(unconditional: Text, text: Text) -> Text:
-    """The empty prompt for every frame, where the text has one prompt per frame (``b f l d``)."""
-    if unconditional.embeddings.ndim == text.embeddings.ndim:
-        return unconditional
-    return Text(unconditional.embeddings[:, None].expand(-1, text.embeddings.shape[1], -1, -1))
 
 
 @register("sampler", "euler")

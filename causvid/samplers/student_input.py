@@ -87,19 +87,24 @@ class BackwardSimulation:
 class SelfRollout:
     """The student's own rollout through the cache, as at inference; gradient through each block's last step.
 
-    Context is committed clean and without gradient (Self-Forcing, arXiv 2506.08009, algorithm 1).
+    Context is committed without gradient (Self-Forcing, arXiv 2506.08009, algorithm 1), at the time at which the
+    student's sampler commits it.
 
     Args:
         exit_step: after how many steps a block is done: ``random``, the same for all blocks, or always the ``last``.
+        context_t: the sampler's.
     """
 
-    def __init__(self, exit_step: Literal["random", "last"] = "random") -> None:
+    streams = True
+
+    def __init__(self, exit_step: Literal["random", "last"] = "random", context_t: float = 0.0) -> None:
         self.exit_step: Literal["random", "last"] = exit_step
+        self.context_t = context_t
 
     def __call__(self, scene: Scene, times: Sequence[float], grad: bool) -> StudentSample:
         student = scene.nets["student"]
         last = _exit_step(scene, times, self.exit_step)
-        steps = few_step_schedule(len(scene.blocks), times[: last + 1])
+        steps = few_step_schedule(len(scene.blocks), times[: last + 1], self.context_t)
         blocks = run_schedule(
             student, steps, scene.blocks, _frame_shape(scene), scene.text, scene.draw, student.new_cache(),
             frozenset({last}) if grad else None,

@@ -40,8 +40,10 @@ class Distill:
             "distill",
             "seed",
         )
+        streams = getattr(build.student_input(spec), "streams", False)
         return (
             *paths,
+            *(["student.sampler"] if streams else []),
             "student.steps",
             "student.shift",
             "student.causal",
@@ -70,7 +72,7 @@ class Distill:
         players = _players(nets, loss.players, options)
         blocks = tuple(build.student_rule(spec).blocks(world.latent_shape[0]))
         make_input, times = (
-            build.construct(spec["student.input"]),
+            build.student_input(spec),
             build.student_times(spec),
         )
         with training.session(context, "distill", players, iterations) as session:
@@ -78,13 +80,15 @@ class Distill:
                 numbers: dict[str, float] = {}
                 output = LossOutput(torch.zeros(()))
                 # Critics first: the student's gradient is only as good as the fake score is up to date.
-                turns = [name for name in players if name != "student"] * per_student + ["student"]
+                critics = [name for name in players if name != "student"]
+                turns = [*critics * per_student, "student"]
                 for turn, name in enumerate(turns):
-                    number = step * len(turns) + turn
+                    # Numbered by the player's own updates: arms with other players or turns stay paired.
+                    number = step if name == "student" else step * per_student + turn // len(critics)
                     samples = range(number * batch, (number + 1) * batch)
                     data, text, unconditional = world.batch(samples)
                     scene = Scene(
-                        Draw(spec["seed"], "distill", number, samples),
+                        Draw(spec["seed"], f"distill/{name}", number, samples),
                         text,
                         unconditional,
                         nets,

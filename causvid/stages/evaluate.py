@@ -12,6 +12,7 @@ from causvid.registry import register
 from causvid.runs import Context
 from causvid.spec import Spec
 from causvid.stages.sample import SPLIT, from_bytes
+from causvid.types import SetMetric
 
 
 @register("stage", "evaluate")
@@ -48,9 +49,13 @@ class Evaluate:
             for number, (name, videos) in enumerate(arms.items()):
                 for metric in metrics:
                     values = metric(videos, captions[: len(videos)])
-                    scores.setdefault(name, {}).update({key: value.tolist() for key, value in values.items()})
-                    over_set = metric.over_set(values) if len(videos) > 1 else {}
-                    numbers.update(summary(name, values, over_set))
+                    each = {key: value for key, value in values.items() if value.ndim == 1}
+                    scores.setdefault(name, {}).update({key: value.float().tolist() for key, value in each.items()})
+                    judges_sets = isinstance(metric, SetMetric) and len(videos) > 1
+                    over_set = metric.over_set(values) if judges_sets else {}
+                    if name == "rollout_last":
+                        over_set.pop("start_gap", None)  # its law is that of a clip's first frame
+                    numbers.update(summary(name, each, over_set))
                 show(number + 1)
         full = f"teacher_{spec['teacher_sampling.steps']}"
         for key in [key for key in numbers if key.startswith(f"{full}.")]:
@@ -82,7 +87,7 @@ def summary(arm: str, values: dict[str, Tensor], over_set: dict[str, float]) -> 
     for key, value in values.items():
         low, high = interval(value)
         out |= {
-            f"{arm}.{key}": float(value.mean()),
+            f"{arm}.{key}": float(value.float().mean()),
             f"{arm}.{key}.low": low,
             f"{arm}.{key}.high": high,
         }

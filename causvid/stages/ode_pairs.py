@@ -16,7 +16,6 @@ from causvid.errors import UserError
 from causvid.randomness import Draw
 from causvid.registry import register
 from causvid.runs import Context
-from causvid.samplers.ode import Euler
 from causvid.spec import Spec
 from causvid.types import Trajectory
 
@@ -46,8 +45,7 @@ class OdePairs:
             build.teacher_rule(spec),
             context.inputs["teacher"] / "weights.safetensors",
         )
-        sampling = build.construct(spec["teacher_sampling"])
-        solver = Euler(options["steps"], sampling.shift, sampling.guidance)
+        solver = build.teacher_sampler(spec, options["steps"])
         wanted = build.stored_times(spec).tolist()
         keep = [i for i, time in enumerate(solver.times.tolist()) if time in wanted]
         count, batch = options["count"], options["batch"]

@@ -31,6 +31,10 @@ class Report:
 
     name = "report"
 
+    def title(self, spec: Spec) -> list[Any]:
+        """What the page shows of where the spec comes from."""
+        return [spec.name, spec.differences()]
+
     def reads(self, spec: Spec) -> tuple[str, ...]:
         return tuple(key for key in spec.data if key not in ("runtime", "sweep"))
 

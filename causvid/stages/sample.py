@@ -1,7 +1,9 @@
 """Samples to judge and look at: the teacher's at several step counts, the student's on the way and at the end.
 
-Every arm gets the same held-out captions and, where it takes them, the same noise. Writes ``NAME.safetensors`` per arm
-(``videos``, uint8 ``b f c h w``; ``first`` and ``last`` for long rollouts) and ``timings.json``.
+Every arm gets the same held-out captions. The teacher's step counts start from one noise; all students (untrained,
+ODE-initialised, distilled, and those of other seeds) draw another, block by block and step by step. Writes
+``NAME.safetensors`` per arm (``videos``, uint8 ``b f c h w``; ``first`` and ``last`` for long rollouts) and
+``timings.json``.
 """
 
 from __future__ import annotations
@@ -22,7 +24,6 @@ from causvid.data.video import to_bytes
 from causvid.randomness import Draw
 from causvid.registry import register
 from causvid.runs import Context
-from causvid.samplers.ode import Euler
 from causvid.spec import Spec
 from causvid.types import Text
 
@@ -36,7 +37,8 @@ class SampleTeacher:
     name = "sample_teacher"
 
     def reads(self, spec: Spec) -> tuple[str, ...]:
-        return (*build.teacher_reads(spec), "teacher_sampling", "evaluation")
+        judged = ("evaluation.samples", "evaluation.teacher_steps", "evaluation.batch")
+        return (*build.teacher_reads(spec), "teacher_sampling", *judged)
 
     def inputs(self, spec: Spec) -> tuple[str, ...]:
         return ("teacher",)
@@ -52,13 +54,12 @@ class SampleTeacher:
             context.inputs["teacher"] / "weights.safetensors",
         )
         teacher = build.load_network(spec, world, rule, path)
-        full = build.construct(spec["teacher_sampling"])
         steps = [spec["teacher_sampling.steps"], *spec["evaluation.teacher_steps"]]
-        samplers = {f"teacher_{n}": Euler(n, full.shift, full.guidance) for n in dict.fromkeys(steps)}
+        samplers = {f"teacher_{n}": build.teacher_sampler(spec, n) for n in dict.fromkeys(steps)}
         with progress.bar("teacher clips", len(samplers) * spec["evaluation.samples"]) as show:
             for number, (name, sampler) in enumerate(samplers.items()):
 
-                def clips(text: Text, free: Text, draw: Draw, sampler: Euler = sampler) -> Tensor:
+                def clips(text: Text, free: Text, draw: Draw, sampler: Any = sampler) -> Tensor:
                     return sampler(teacher, draw.normal("noise", *world.latent_shape), text, free).last
 
                 collect(
@@ -81,7 +82,6 @@ class Sample:
             "world",
             "model",
             "causal",
-            "evaluation",
             "init",
             "teacher",
             "teacher_sampling",
@@ -92,6 +92,11 @@ class Sample:
             "student.shift",
             "student.causal",
             "student.sampler",
+            "evaluation.samples",
+            "evaluation.teacher_steps",
+            "evaluation.rollout_factor",
+            "evaluation.rollout_samples",
+            "evaluation.batch",
         )
 
     def inputs(self, spec: Spec) -> tuple[str, ...]:
@@ -196,8 +201,8 @@ def measure(context: Context, world: build.World, student: Any, sampler: Any, re
     spec = context.spec
     path = context.inputs["teacher"] / "weights.safetensors"
     teacher = build.load_network(spec, world, build.teacher_rule(spec), path)
-    full = build.construct(spec["teacher_sampling"])
-    few = {n: Euler(n, full.shift, full.guidance) for n in spec["evaluation.teacher_steps"]}
+    full = build.teacher_sampler(spec)
+    few = {n: build.teacher_sampler(spec, n) for n in spec["evaluation.teacher_steps"]}
     _, text, free = world.batch([0], SPLIT)
     draw = Draw(0, "timing", 0, [0])
     noise = draw.normal("noise", *world.latent_shape)
@@ -215,7 +220,7 @@ def measure(context: Context, world: build.World, student: Any, sampler: Any, re
         whole = time.perf_counter() - begin
         return whole, whole
 
-    def seconds(solver: Euler) -> float:
+    def seconds(solver: Any) -> float:
         begin = time.perf_counter()
         solver(teacher, noise, text, free)
         return time.perf_counter() - begin

@@ -1,0 +1,143 @@
+"""Whether a spec can run: what is cheap is tried, so that nothing fails half way that could have been told before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from causvid import build, registry, schedule
+from causvid.attention.kernels import Blockwise, Grid
+from causvid.attention.masks import Pattern, Rule
+from causvid.errors import UserError
+from causvid.fingerprint import bound
+from causvid.spec import Spec
+from causvid.types import Text
+
+# What each stage's loss may take from the scene.
+GIVEN = {"teacher_training.loss": {"data"}, "ode_init.loss": {"trajectory"}, "loss": {"data", "samples"}}
+
+
+def check(spec: Spec) -> None:
+    """Build everything that is cheap, so that what does not fit together is told before anything runs.
+
+    Raises:
+        UserError: the first thing that does not fit.
+    """
+    world = build.World(spec)
+    players = _check_losses(spec)
+    _check_networks(spec, world, players)
+    _check_sampling(spec)
+    options = spec["teacher_training"]
+    if options["weights"] == "train" and options["iterations"] < 1:
+        raise UserError("teacher_training.iterations: must be at least 1 to train a teacher")
+    if options["start"] is not None:
+        try:
+            registry.find("teacher", options["start"])
+        except registry.UnknownName as error:
+            raise UserError(f"teacher_training.start: {error}") from error
+    build.teacher_files(spec)
+    if spec["init"]["name"] == "ode" and options["weights"] != "given":
+        schedule.state_indices(build.stored_times(spec), [*build.student_times(spec), 0.0])
+
+
+def _check_losses(spec: Spec) -> tuple[str, ...]:
+    """Each stage has what its loss needs; returns the players of distillation."""
+    players: tuple[str, ...] = ()
+    for path, given in GIVEN.items():
+        loss = build.construct(spec[path])
+        players = tuple(getattr(loss, "players", ()))
+        if "student" not in players:
+            raise UserError(
+                f"{path}: training needs a loss for the student; this one trains {', '.join(players) or 'no one'}"
+            )
+        if path != "loss" and players != ("student",):
+            raise UserError(f"{path}: '{spec[path]['name']}' trains others than the student; it belongs in 'loss'")
+        missing = sorted(set(getattr(loss, "needs", ())) - given)
+        if missing:
+            raise UserError(
+                f"{path}: '{spec[path]['name']}' needs {' and '.join(missing)}, and this stage has "
+                f"{' and '.join(sorted(given))}"
+            )
+    penalised = any(part.get("r1", 0) for part in bound(spec["loss"]))
+    if penalised and spec["distill.activation_checkpointing"]:
+        raise UserError(
+            "distill.activation_checkpointing: a GAN's r1 penalty differentiates twice, which recomputed activations "
+            "do not allow; set one of them to 0 or false"
+        )
+    # Where nobody trains by them, a base's settings are a record and mean nothing.
+    used = {"student.input": build.student_rule(spec)}
+    used |= {"teacher_training.loss": build.teacher_rule(spec)} if spec["teacher_training.weights"] == "train" else {}
+    used |= {"ode_init.loss": build.student_rule(spec)} if spec["init"]["name"] == "ode" else {}
+    for path, rule in used.items():
+        if not rule.causal and any(part.get("context") == "clean" for part in bound(spec[path])):
+            raise UserError(f"{path}.context: 'clean' changes nothing under a mask that is not causal; use 'noisy'")
+    return players
+
+
+def _check_networks(spec: Spec, world: build.World, players: tuple[str, ...]) -> None:
+    """Every network takes the world's latents and text: one forward each, on tensors that hold no numbers."""
+    rules = {"teacher": build.teacher_rule(spec), "student": build.student_rule(spec)}
+    with torch.device("meta"):
+        nets: dict[str, Any] = {name: build.network(spec, world, rule, Blockwise()) for name, rule in rules.items()}
+        nets["fake_score"] = nets["teacher"]
+        if "discriminator" in players:
+            nets["discriminator"] = build.discriminator(spec)
+        for name in players:
+            path = "distill.optimizer" if name == "student" else "distill.critic_optimizer"
+            build.construct(spec[path], model=nets[name])
+        for stage in ("teacher_training", "ode_init"):
+            build.construct(spec[f"{stage}.optimizer"], model=nets["student"])
+    x = torch.empty(1, *world.latent_shape, device="meta")
+    t = torch.empty(x.shape[:2], device="meta")
+    text = _text(spec, world).to("meta")
+    try:
+        for name in rules:
+            nets[name](x, t, text)
+        if "discriminator" in players:
+            nets["discriminator"](x, t, text, nets["fake_score"])
+        _check_kernel(spec, nets["teacher"], rules.values(), x.shape[1])
+    except (ValueError, TypeError, RuntimeError, LookupError) as error:
+        raise UserError(f"model: it does not run on latents {tuple(world.latent_shape)} (f c h w): {error}") from error
+
+
+def _text(spec: Spec, world: build.World) -> Text:
+    """A caption's text; where its encoder needs outside weights, or the data is a store, tokens of the right width."""
+    if spec["teacher_training.weights"] == "given" or world.holds_latents:
+        return Text(torch.empty(1, 1, world.text_encoder.dim))
+    return world.text_encoder.encode(world.dataset.batch([0])[1])
+
+
+def _check_kernel(spec: Spec, model: Any, rules: Iterable[Rule], frames: int) -> None:
+    """Kernels give the same shapes and differ in what they can do: the spec's own, on one real token a frame."""
+    kernel, position = build.construct(spec["causal.kernel"]), build.construct(spec["causal.position"])
+    trains = spec["until"] != "teacher" or spec["teacher_training.weights"] == "train"
+    q = torch.zeros(1, 1, frames, model.head_dim, requires_grad=trains)
+    for rule in rules:
+        kernel.check(rule, position)
+        kernel.plan(Pattern(rule, frames), position, Grid(1, 1, model.head_dim, model.theta, q.dtype, q.device))(
+            q, q, q
+        )
+
+
+def _check_sampling(spec: Spec) -> None:
+    """The student's input and sampler and the teacher's sampler are what this student and the stages can use."""
+    sampling, few = spec["teacher_sampling"]["name"], spec["student.sampler"]["name"]
+    causal = build.student_rule(spec).causal
+    if getattr(build.student_input(spec), "streams", False) and not causal:
+        raise UserError(f"student.input: '{spec['student.input']['name']}' streams, and student.causal is false")
+    if "times" not in registry.find("sampler", few).signature.parameters:
+        raise UserError(f"student.sampler: '{few}' does not take the student's times")
+    sampler = build.construct(spec["student.sampler"], times=build.student_times(spec))
+    if causal and not hasattr(sampler, "stream"):
+        raise UserError(f"student.sampler: '{few}' does not stream, as a causal student must")
+    if hasattr(sampler, "stream") and not causal:
+        raise UserError(f"student.sampler: '{few}' streams, and student.causal is false; use few_step")
+    build.construct(spec["teacher_sampling"])
+    if not isinstance(spec["teacher_sampling"].get("steps"), int):
+        raise UserError("teacher_sampling.steps: expected a count, by which the teacher's samples are named")
+    if not hasattr(build.teacher_sampler(spec), "times"):
+        raise UserError(f"teacher_sampling: '{sampling}' does not tell its times, at which pairs are taken")
+    if spec["evaluation.rollout_samples"] > spec["evaluation.samples"]:
+        raise UserError("evaluation.rollout_samples: at most evaluation.samples, whose captions they take")
