@@ -159,7 +159,7 @@ def _lacks(name: str, target: type[Dimension], folder: Path, there: Mapping[str,
 
 
 def _find(modules: list[str]) -> dict[str, bool]:
-    line = [str(interpreter()), str(WORKER), "--weights", ".", "--find", *modules]
+    line = [str(interpreter()), "-I", str(WORKER), "--weights", ".", "--find", *modules]
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     if done.returncode:
         raise UserError(f"the reference judge's environment is broken; remove {environment()} and set it up again")
@@ -170,7 +170,7 @@ class Judge:
     """A running reference judge; ask it one clip at a time. ``log`` gets what upstream prints."""
 
     def __init__(self, folder: Path, log: Path, device: str = "cpu") -> None:
-        line = [str(interpreter()), str(WORKER), "--weights", str(folder), "--device", device]
+        line = [str(interpreter()), "-I", str(WORKER), "--weights", str(folder), "--device", device]
         log.parent.mkdir(parents=True, exist_ok=True)
         self._log = log
         with log.open("ab") as stream:
