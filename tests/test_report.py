@@ -302,9 +302,7 @@ STAGES = {
     "teacher": (), "ode_pairs": (), "ode_init": (), "distill": (), "sample_teacher": ("teacher_50", "teacher_4"),
     "sample_start": ("untrained", "ode_init"), "sample": ("student",), "evaluate": (),
 }  # fmt: skip
-WITHOUT_ODE = {name: STAGES[name] for name in STAGES if not name.startswith("ode")} | {
-    "sample_start": ("untrained",)
-}
+WITHOUT_ODE = {name: STAGES[name] for name in STAGES if not name.startswith("ode")} | {"sample_start": ("untrained",)}
 
 
 @pytest.mark.parametrize(
