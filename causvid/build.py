@@ -12,6 +12,7 @@ import torch
 from causvid import registry, schedule, weights
 from causvid.attention.kernels import Kernel
 from causvid.attention.masks import Bidirectional, Rule
+from causvid.data.trajectories import Trajectories
 from causvid.errors import UserError
 from causvid.models.dit import VideoDiT
 from causvid.spec import Spec, complete, experiments_folder, flat
@@ -79,13 +80,21 @@ class World:
 
     def batch(self, indices: Sequence[int], split: str = "train") -> tuple[torch.Tensor, Text, Text]:
         """(latents ``b f c h w``, text, the empty prompt as often) of the given samples."""
-        if self.holds_latents:
-            latents, captions, text = self.dataset.latents(indices, split)
-        else:
-            pixels, captions = self.dataset.batch(indices, split)
-            latents, text = self.codec.encode(pixels), None
+        latents, captions, text = self._read(indices, split)
         text = self.text_encoder.encode(captions) if text is None else text
         return latents, text, self.unconditional(len(captions))
+
+    def prompts(self, indices: Sequence[int], split: str = "train") -> tuple[list[str], Text, Text]:
+        """(captions, text, the empty prompt as often) of the given samples."""
+        _, captions, text = self._read(indices, split)
+        text = self.text_encoder.encode(captions) if text is None else text
+        return captions, text, self.unconditional(len(captions))
+
+    def _read(self, indices: Sequence[int], split: str) -> tuple[torch.Tensor, list[str], Text | None]:
+        if self.holds_latents:
+            return self.dataset.latents(indices, split)
+        pixels, captions = self.dataset.batch(indices, split)
+        return self.codec.encode(pixels), captions, None
 
     def pixels(self, indices: Sequence[int], split: str = "train") -> tuple[torch.Tensor, list[str]]:
         """Real videos ``b f c h w``, decoded where the dataset holds latents, and their captions."""
@@ -254,3 +263,14 @@ def stored_times(spec: Spec) -> torch.Tensor:
             )
         indices.update(range(0, steps, steps // count))
     return teacher_sampler(spec, steps).times[sorted(indices)]
+
+
+def stored_pairs(spec: Spec, world: World, path: Path | None = None) -> Trajectories:
+    """The trajectories of a store, by default that of ``ode_init.pairs``, at the times of the spec's student.
+
+    Raises:
+        UserError: it holds none that fit the spec.
+    """
+    expected = {"codec": spec["world.codec"], "text_encoder": spec["world.text_encoder"]}
+    times = [*student_times(spec), 0.0]
+    return Trajectories(str(path or spec["ode_init.pairs"]), times, world.latent_shape, expected, "ode_init.pairs")

@@ -10,6 +10,7 @@ import torch
 from causvid import build, registry, schedule
 from causvid.attention.kernels import Blockwise, Grid
 from causvid.attention.masks import Pattern, Rule
+from causvid.data.folders import Folder
 from causvid.errors import UserError
 from causvid.fingerprint import bound
 from causvid.spec import Spec
@@ -38,7 +39,10 @@ def check(spec: Spec) -> None:
         except registry.UnknownName as error:
             raise UserError(f"teacher_training.start: {error}") from error
     build.teacher_files(spec)
-    if spec["init"]["name"] == "ode" and options["weights"] != "given":
+    if spec["init"]["name"] == "ode" and spec["ode_init.pairs"]:
+        if Folder(spec["ode_init.pairs"]).is_local:  # what lies elsewhere is fetched by the stage
+            build.stored_pairs(spec, world)
+    elif spec["init"]["name"] == "ode" and options["weights"] != "given":
         schedule.state_indices(build.stored_times(spec), [*build.student_times(spec), 0.0])
 
 

@@ -101,8 +101,9 @@ class OdePairs:
 
 @dataclass(frozen=True)
 class OdeInit(Training):
-    """Regression on the stored trajectories."""
+    """Regression on the stored trajectories. ``pairs``: a store of them, in place of what ``ode_pairs`` makes."""
 
+    pairs: str | None = None
     loss: Any = component("loss", "ode_regression")
 
 

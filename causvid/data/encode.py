@@ -22,9 +22,10 @@ from causvid import progress
 from causvid.data import manifest
 from causvid.data.clips import all_frames
 from causvid.data.folders import Folder
+from causvid.data.latents import as_stored
 from causvid.data.manifest import Clip
 from causvid.data.pool import Pool
-from causvid.data.rows import Row, canonical, pack_row
+from causvid.data.rows import Row, canonical, pack_row, trimmed
 from causvid.data.steps import local_copy
 from causvid.data.tally import Tally
 from causvid.types import Codec, TextEncoder
@@ -39,12 +40,6 @@ def recipe(identity: Mapping[str, Any], text_encoder: TextEncoder) -> dict[str, 
         "step": "encode", **identity, "text_length": empty.shape[0], "text_dim": empty.shape[1],
         "unconditional": trimmed(empty.numpy()).tolist(),
     }  # fmt: skip
-
-
-def trimmed(embeddings: np.ndarray) -> np.ndarray:
-    """``l d`` without the zeros after the prompt; a reader puts them back."""
-    filled = np.flatnonzero(np.any(embeddings != 0, axis=1))
-    return embeddings[: int(filled[-1]) + 1 if len(filled) else 0]
 
 
 def to_file(row: Row) -> bytes:
@@ -167,8 +162,7 @@ def row_of(clip: Clip, frames: np.ndarray, codec: Codec, text_encoder: TextEncod
     pixels = rearrange(torch.from_numpy(np.ascontiguousarray(frames)), "f h w c -> 1 f c h w").float() / 127.5 - 1
     codec.latent_frames(pixels.shape[1])
     latents = codec.encode(pixels)[0].to("cpu", torch.float16)
-    text = text_encoder.encode([clip.caption]).embeddings[0].to("cpu")
-    text = text if text.dtype == torch.float32 else text.to(torch.float16)
-    if not (torch.isfinite(latents).all() and torch.isfinite(text).all()):
+    text = as_stored(text_encoder.encode([clip.caption]).embeddings[0])
+    if not (torch.isfinite(latents).all() and np.isfinite(text).all()):
         raise ValueError("its latents or its text are not finite in fp16")
-    return Row(clip.id, {DATA: latents.contiguous().numpy(), TEXT: trimmed(text.numpy())}, facts_of(clip))
+    return Row(clip.id, {DATA: latents.contiguous().numpy(), TEXT: text}, facts_of(clip))

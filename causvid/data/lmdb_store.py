@@ -112,7 +112,7 @@ def shard_folders(folder: Path) -> list[Path]:
 
 
 class Writer:
-    """Adds rows to one environment; the map grows as it must.
+    """Adds rows to one environment; the map grows as it must. Close it before the store is read in this process.
 
     Args:
         folder: made if it isn't there.
@@ -131,6 +131,17 @@ class Writer:
             raise storage_error(folder, error) from error
         self._shard = _Shard.open(folder, write=True)
         self._write(self._add_header)
+
+    def close(self) -> None:
+        """Let go of the environment; what was added stays."""
+        self._shard.opened.pop((str(self.folder.resolve()), os.getpid()), None)
+        self._shard.environment.close()
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self.close()
 
     def _add_header(self, transaction: lmdb.Transaction) -> None:
         there = transaction.get(b"header")

@@ -1,5 +1,7 @@
 """ODE initialisation: the causal student regresses the end of the teacher's trajectories (CausVid, sec. 4.3).
 
+Those of the stage ``ode_pairs``, or of the store that ``ode_init.pairs`` names.
+
 Writes ``weights.safetensors``.
 """
 
@@ -11,13 +13,13 @@ from pathlib import Path
 import torch
 
 from causvid import build, training
-from causvid.losses.ode import select_states
+from causvid.data.latents import digest_file
 from causvid.randomness import Draw, key
 from causvid.registry import register
 from causvid.runs import Context
 from causvid.spec import Spec
-from causvid.stages.ode_pairs import read_pairs
-from causvid.types import Scene, Trajectory
+from causvid.stages.ode_pairs import STORE
+from causvid.types import Scene
 
 
 @register("stage", "ode_init")
@@ -39,10 +41,10 @@ class OdeInit:
         )
 
     def inputs(self, spec: Spec) -> tuple[str, ...]:
-        return ("teacher", "ode_pairs")
+        return ("teacher",) if spec["ode_init.pairs"] else ("teacher", "ode_pairs")
 
     def outside(self, spec: Spec) -> tuple[Path, ...]:
-        return ()
+        return digest_file(spec["ode_init.pairs"]) if spec["ode_init.pairs"] else ()
 
     def run(self, context: Context) -> None:
         spec = context.spec
@@ -52,19 +54,20 @@ class OdeInit:
         rule = build.student_rule(spec)
         student = build.load_network(spec, world, rule, context.inputs["teacher"] / "weights.safetensors")
         student = training.prepare(student, options)
-        pairs = select_states(read_pairs(context.inputs["ode_pairs"]), [*build.student_times(spec), 0.0])
+        pairs = build.stored_pairs(spec, world, None if options["pairs"] else context.inputs["ode_pairs"] / STORE)
         loss = build.construct(options["loss"])
         player = training.Player(student, options["optimizer"], options, options["iterations"])
         blocks = tuple(rule.blocks(world.latent_shape[0]))
         total, batch = options["iterations"], options["batch"]
-        _, text, unconditional = world.batch(range(pairs.states.shape[1]))
+        unconditional = world.unconditional(batch)
         with training.session(context, "ode init", {"student": player}, total) as session:
             for step in range(session.start, total):
                 samples = range(step * batch, (step + 1) * batch)
-                rows = torch.tensor([_row(spec["seed"], sample, pairs.states.shape[1]) for sample in samples])
+                numbers = [_row(spec["seed"], sample, len(pairs)) for sample in samples]
+                trajectory, text = pairs.rows(numbers, world.text_encoder)
                 scene = Scene(
-                    Draw(spec["seed"], "ode_init", step, samples), text[rows], unconditional[rows],
-                    {"student": student}, blocks, trajectory=Trajectory(pairs.states[:, rows].float(), pairs.times),
+                    Draw(spec["seed"], "ode_init", step, samples), text, unconditional, {"student": student}, blocks,
+                    trajectory=trajectory,
                 )  # fmt: skip
                 output = loss("student", scene)
                 norm = player.step(output.value)

@@ -1,23 +1,23 @@
 """Trajectories of the teacher: where an ODE-initialised student starts and where it must arrive.
 
-Writes ``pairs-NNNN.safetensors``, one file per batch, each with ``states`` (``k b f c h w``, fp16) and ``times``;
-which captions and which noise they belong to follows from the sample indices, so they need not be stored. A killed run
-goes on with the next batch.
+Writes a store ``pairs`` (see ``causvid.data.lmdb_store``): a row per sample with its states (``k f c h w``, fp16), its
+caption and its text; the states' times stand in the header. A killed run goes on with the next batch.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
-from causvid import build, progress, weights
-from causvid.errors import UserError
+from causvid import build, progress
+from causvid.data import trajectories
+from causvid.data.digest import finish
+from causvid.data.lmdb_store import Writer
 from causvid.randomness import Draw
 from causvid.registry import register
 from causvid.runs import Context
 from causvid.spec import Spec
-from causvid.types import Trajectory
+
+STORE = "pairs"
 
 
 @register("stage", "ode_pairs")
@@ -46,35 +46,23 @@ class OdePairs:
             context.inputs["teacher"] / "weights.safetensors",
         )
         solver = build.teacher_sampler(spec, options["steps"])
-        wanted = build.stored_times(spec).tolist()
-        keep = [i for i, time in enumerate(solver.times.tolist()) if time in wanted]
+        times = build.stored_times(spec)
+        keep = [i for i, time in enumerate(solver.times.tolist()) if time in times.tolist()]
         count, batch = options["count"], options["batch"]
-        with progress.bar("ode pairs", count) as show:
+        made_by = {
+            "codec": dict(spec["world.codec"]), "text_encoder": dict(spec["world.text_encoder"]),
+            "provenance": {"from": "ode_pairs"},
+        }  # fmt: skip
+        header = trajectories.header(times, world.latent_shape, world.unconditional(1), made_by)
+        with progress.bar("ode pairs", count) as show, Writer(context.folder / STORE, header) as writer:
+            there = writer.keys()
             for start in range(0, count, batch):
-                path = context.folder / f"pairs-{start // batch:04d}.safetensors"
-                if not path.is_file():
-                    samples = range(start, min(start + batch, count))
-                    _, text, unconditional = world.batch(samples)
+                samples = range(start, min(start + batch, count))
+                if trajectories.key_of(start) not in there:  # a batch is added whole or not at all
+                    captions, text, unconditional = world.prompts(samples)
                     # Pairs are data, not training: every seed of an experiment regresses the same ones.
                     noise = Draw(0, "ode_pairs", 0, samples).normal("noise", *world.latent_shape)
                     trajectory = solver(teacher, noise, text, unconditional, keep)
-                    weights.write_tensors(
-                        path,
-                        {
-                            "states": trajectory.states.to(torch.float16),
-                            "times": trajectory.times,
-                        },
-                    )
-                show(min(start + batch, count))
-
-
-def read_pairs(folder: Path) -> Trajectory:
-    """All pairs of a finished stage, in the order of their samples: states ``k b f c h w`` in fp16.
-
-    Raises:
-        UserError: files are missing or disagree on their times.
-    """
-    parts = [weights.read_tensors(path)[0] for path in sorted(folder.glob("pairs-*.safetensors"))]
-    if not parts or any(not torch.equal(part["times"], parts[0]["times"]) for part in parts):
-        raise UserError(f"{folder} holds no pairs, or pairs of different times; delete it and run again")
-    return Trajectory(torch.cat([part["states"] for part in parts], dim=1), parts[0]["times"])
+                    writer.add(trajectories.rows_of(samples, captions, text, trajectory))
+                show(samples.stop)
+        finish(context.folder / STORE)
