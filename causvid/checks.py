@@ -30,6 +30,10 @@ def check(spec: Spec) -> None:
     players = _check_losses(spec)
     _check_networks(spec, world, players)
     _check_sampling(spec)
+    group = getattr(world.dataset, "group", 0)
+    for path in ("teacher_training.batch", "ode_pairs.batch", "distill.batch"):
+        if group % spec[path]:
+            raise UserError(f"world.dataset.group: must be a multiple of {path} = {spec[path]}, got {group}")
     options = spec["teacher_training"]
     if options["weights"] == "train" and options["iterations"] < 1:
         raise UserError("teacher_training.iterations: must be at least 1 to train a teacher")
@@ -93,17 +97,18 @@ def _check_networks(spec: Spec, world: build.World, players: tuple[str, ...]) ->
             build.construct(spec[path], model=nets[name])
         for stage in ("teacher_training", "ode_init"):
             build.construct(spec[f"{stage}.optimizer"], model=nets["student"])
-    x = torch.empty(1, *world.latent_shape, device="meta")
-    t = torch.empty(x.shape[:2], device="meta")
     text = _text(spec, world).to("meta")
-    try:
-        for name in rules:
-            nets[name](x, t, text)
-        if "discriminator" in players:
-            nets["discriminator"](x, t, text, nets["fake_score"])
-        _check_kernel(spec, nets["teacher"], rules.values(), x.shape[1])
-    except (ValueError, TypeError, RuntimeError, LookupError) as error:
-        raise UserError(f"model: it does not run on latents {tuple(world.latent_shape)} (f c h w): {error}") from error
+    for shape in (*getattr(world.dataset, "also", ()), world.latent_shape):
+        x = torch.empty(1, *shape, device="meta")
+        t = torch.empty(x.shape[:2], device="meta")
+        try:
+            for name in rules:
+                nets[name](x, t, text)
+            if "discriminator" in players:
+                nets["discriminator"](x, t, text, nets["fake_score"])
+            _check_kernel(spec, nets["teacher"], rules.values(), x.shape[1])
+        except (ValueError, TypeError, RuntimeError, LookupError) as error:
+            raise UserError(f"model: it does not run on latents {tuple(shape)} (f c h w): {error}") from error
 
 
 def _text(spec: Spec, world: build.World) -> Text:

@@ -80,6 +80,8 @@ def process(
     fps: Annotated[float, typer.Option(help="Frames per second, resampled in time.")] = 16.0,
     aspect: Annotated[float, typer.Option(help="Put aside clips whose aspect ratio is off by more than this.")] = 2.0,
     crf: Annotated[int, typer.Option(help="x264's quality: 0 loses nothing, 17 nothing that shows.")] = 17,
+    also: Annotated[str, typer.Option(metavar="HxW,...", help="Further sizes; a clip takes the one most like it.")] = "",
+    pictures: Annotated[bool, typer.Option("--pictures", help="Take still pictures, as clips of one frame.")] = False,
     workers: Workers = 0,
     seconds: Seconds = 300.0,
     root: Root = None,
@@ -97,10 +99,18 @@ def process(
     from causvid.data.clips import Wanted
 
     try:
-        wanted = Wanted(height, width, frames, fps, aspect, crf)
+        sizes = tuple(_size(each) for each in also.split(",") if each)
+        wanted = Wanted(height, width, frames, fps, aspect, crf, sizes, pictures)
     except ValueError as error:
         raise UserError(f"data process: {error}") from error
     _end(steps.process(source, target, wanted, workers, seconds, root), target, as_json)
+
+
+def _size(text: str) -> tuple[int, int]:
+    height, by, width = text.strip().lower().partition("x")
+    if not by or not height.isascii() or not height.isdigit() or not width.isascii() or not width.isdigit():
+        raise ValueError(f"also: expected sizes as in 480x832,832x480, got '{text}'")
+    return int(height), int(width)
 
 
 @app.command(no_args_is_help=True)
@@ -127,11 +137,20 @@ def encode(
 
     captions = (clip.caption for clip in manifest.read(source, root).clips)
     parts, identity = _encoders({"codec": codec, "text_encoder": text_encoder}, captions)
-    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    rank, world = _place()
     tally = encoding.encode(
         source, target, parts["codec"], parts["text_encoder"], identity, rank, world, workers, seconds, root
     )
-    _end(tally, target, as_json)
+    if tally is not None:  # under torchrun the first tells of all
+        _end(tally, target, as_json)
+
+
+def _place() -> tuple[int, int]:
+    """This process's number among how many, as torchrun and others say in the environment."""
+    told = os.environ.get("RANK") or "0", os.environ.get("WORLD_SIZE") or "1"
+    if not all(each.isascii() and each.isdigit() for each in told) or int(told[0]) >= int(told[1]):
+        raise UserError(f"RANK and WORLD_SIZE: expected 0 <= RANK < WORLD_SIZE, got {told[0]!r} and {told[1]!r}")
+    return int(told[0]), int(told[1])
 
 
 def _encoders(told: dict[str, Any], captions: Iterable[str]) -> tuple[dict[str, Any], dict[str, Any]]:

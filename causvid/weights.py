@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import platform
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,15 @@ from torch import Tensor
 from causvid.errors import UserError
 
 
+def partial_of(path: Path) -> Path:
+    """Where this process writes a file before it takes its name: the name tells machine and process."""
+    return path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.partial")
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file so that it is either absent, as before, or complete, even if the machine stops."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = partial_of(path)
     with partial.open("wb") as stream:
         stream.write(content)
         stream.flush()

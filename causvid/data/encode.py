@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from causvid.data.clips import all_frames
 from causvid.data.folders import Folder
 from causvid.data.latents import as_stored
 from causvid.data.manifest import Clip
-from causvid.data.pool import Pool
+from causvid.data.pool import Pool, stay_with_parent
 from causvid.data.rows import Row, canonical, pack_row, trimmed
 from causvid.data.steps import local_copy
 from causvid.data.tally import Tally
@@ -80,7 +81,7 @@ def encode(
     workers: int = 1,
     seconds: float = 300.0,
     root: str | None = None,
-) -> Tally:
+) -> Tally | None:
     """Encode every clip of a manifest, or this process's share of it.
 
     Args:
@@ -92,7 +93,13 @@ def encode(
         workers: processes that decode ahead.
         seconds: how long decoding one clip may take.
         root: what the manifest's paths are relative to; by default its own folder.
+
+    Returns:
+        Counts of this process; under torchrun those of all on the first, and None on the others.
     """
+    together = world > 1 and torch.distributed.is_torchelastic_launched()
+    if together:
+        stay_with_parent()  # torchrun's processes outlive it when it is killed
     given = manifest.read(source, root)
     output = Folder(target)
     output.claim(recipe(identity, text_encoder))
@@ -125,8 +132,23 @@ def encode(
             for copy in Path(scratch).glob(f"{clip.id}.*"):
                 copy.unlink()
             show(tally.done + tally.skipped + len(tally.quarantine))
+    if together:
+        return _of_all(tally, output, rank, world)
     tally.write(output, "quarantine.jsonl" if world == 1 else f"quarantine-{rank}-of-{world}.jsonl")
     return tally
+
+
+def _of_all(tally: Tally, output: Folder, rank: int, world: int) -> Tally | None:
+    """The counts of all processes of torchrun, on the first; none ends before all are done, as that stops the rest."""
+    parts: list[Any] = [None] * world
+    torch.distributed.init_process_group("gloo", timeout=timedelta(days=30))
+    torch.distributed.all_gather_object(parts, tally)
+    torch.distributed.destroy_process_group()
+    if rank > 0:
+        return None
+    whole = Tally.of(parts)
+    whole.write(output)
+    return whole
 
 
 def _row_or_reason(clip: Clip, frames: np.ndarray, codec: Codec, text_encoder: TextEncoder) -> Row | str:

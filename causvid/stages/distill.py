@@ -70,7 +70,7 @@ class Distill:
             options["critic_updates"],
         )
         players = _players(nets, loss.players, options)
-        blocks = tuple(build.student_rule(spec).blocks(world.latent_shape[0]))
+        rule = build.student_rule(spec)
         make_input, times = (
             build.student_input(spec),
             build.student_times(spec),
@@ -92,7 +92,7 @@ class Distill:
                         text,
                         unconditional,
                         nets,
-                        blocks,
+                        tuple(rule.blocks(data.shape[1])),
                         data=data,
                     )
                     # Kept, so that several losses of one player judge the same samples.

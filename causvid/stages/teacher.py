@@ -66,12 +66,12 @@ def train(context: Context) -> None:
     model = training.prepare(model, options)
     loss = build.construct(options["loss"], times=build.construct(spec["teacher"]).times)
     player = training.Player(model, options["optimizer"], options, options["iterations"])
-    blocks = tuple(rule.blocks(world.latent_shape[0]))
     total, batch = options["iterations"], options["batch"]
     with training.session(context, "teacher", {"student": player}, total) as session:
         for step in range(session.start, total):
             samples = range(step * batch, (step + 1) * batch)
             data, text, unconditional = world.batch(samples)
+            blocks = tuple(rule.blocks(data.shape[1]))  # of the batch: pictures are one frame
             draw = Draw(spec["seed"], "teacher", step, samples)
             output = loss(
                 "student",
