@@ -86,7 +86,8 @@ def test_clips(tmp_path):
     for number, broken in enumerate(damaged(good, CLIPS)):
         (tmp_path / f"bad{number:03d}.mp4").write_bytes(broken)
     others = {
-        "empty": b"", "text": b"not a video at all\n" * 99, "zeros": bytes(4096), "sound": sound(), "png": png(levels(1)[0]),
+        "empty": b"", "text": b"not a video at all\n" * 99, "zeros": bytes(4096), "sound": sound(),
+        "png": png(levels(1)[0]),
         "zip": b"PK\x03\x04" + bytes(99), "list": b"#EXTM3U\n#EXTINF:1,\nok0.mp4\n#EXT-X-ENDLIST\n",
         "script": b"ffconcat version 1.0\nfile ok0.mp4\n", "tail": b"x" + good,
     }  # fmt: skip
@@ -127,8 +128,9 @@ def test_rows_of_manifests(tmp_path):
     (tmp_path / "in" / "ok.mp4").write_bytes(b"clip")
     (tmp_path / "in" / "folder.mp4").mkdir()
     paths = [
-        "../secret.mp4", "a/../../secret.mp4", "..\\secret.mp4", "a/..", "..", "~/secret.mp4", "~root/x.mp4", "a\u0000.mp4",
-        "a\nb.mp4", "zip://ok.mp4::../secret.mp4", "http://127.0.0.1:9/x.mp4", "nowhere://x/y.mp4", "missing.mp4", "a/b/c.mp4",
+        "../secret.mp4", "a/../../secret.mp4", "..\\secret.mp4", "a/..", "..", "~/secret.mp4", "~root/x.mp4",
+        "a\u0000.mp4", "a\nb.mp4", "zip://ok.mp4::../secret.mp4", "http://127.0.0.1:9/x.mp4", "nowhere://x/y.mp4",
+        "missing.mp4", "a/b/c.mp4",
         "folder.mp4", "ok.mp4/", "ok.mp4/x.mp4", ".", "x" * 5000, "/nonexistent/x.mp4",
     ]  # fmt: skip
     whole = {"path": "ok.mp4", "caption": "a cat"}
@@ -152,7 +154,8 @@ def test_whole_manifests(tmp_path):
     rows = [{"path": f"{n}.mp4", "caption": f"a caf\xe9 {n}"} for n in range(10)]
     content = {
         "m.jsonl": "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows).encode(),
-        "m.json": json.dumps(rows).encode(), "captions.json": json.dumps({r["path"]: r["caption"] for r in rows}).encode(),
+        "m.json": json.dumps(rows).encode(),
+        "captions.json": json.dumps({r["path"]: r["caption"] for r in rows}).encode(),
         "m.csv": b"path,caption\n" + b"".join(f"{r['path']},{r['caption']}\n".encode() for r in rows),
     }  # fmt: skip
     refused = 0
@@ -197,7 +200,8 @@ def test_latents(tmp_path):
     assert len(forms) + 1 == OTHERS["forms"]
     given = 3 + LATENTS + OTHERS["forms"]
     counts = adds_up(packing.pack(str(tmp_path / "latents"), str(tmp_path / "store")), given)
-    assert counts["done"] == 3 and counts["quarantined"] == given - 3  # every file names its row, so none passes as another
+    # Every file names its row, so none passes for another.
+    assert counts["done"] == 3 and counts["quarantined"] == given - 3
     assert packing.verify(str(tmp_path / "store"))[0].done == 3
 
 
@@ -234,7 +238,6 @@ def test_released_layout(tmp_path):
             write.put(f"latents_{number}_data".encode(), row(number).arrays["latents"].tobytes())
             write.put(f"prompts_{number}_data".encode(), "caf\xe9".encode())
     content = (tmp_path / "old" / "data.mdb").read_bytes()
-    content = content[: len(content.rstrip(b"\0")) + 4096]
     (tmp_path / "broken").mkdir()
     read = 0
     for number, broken in enumerate(damaged(content, RELEASED)):

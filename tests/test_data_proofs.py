@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import importlib.util
-import json
 import os
 import random
 import shutil
@@ -20,11 +19,11 @@ from causvid import experiment, spec
 from causvid.data import manifest, steps
 from causvid.data import pack as packing
 from causvid.data.clips import Wanted
-from causvid.data.encode import encode, from_file, to_file
+from causvid.data.encode import encode
 from causvid.data.folders import Folder
+from causvid.data.latents import StoreDataset
 from causvid.data.lmdb_store import Reader, Writer
 from causvid.data.rows import Row
-from causvid.data.survey import survey
 from causvid.errors import UserError
 from causvid.models.codecs import TimeFold
 from causvid.models.text import Words
@@ -174,6 +173,8 @@ def test_every_step_on_an_s3_compatible_store(bucket, tmp_path, monkeypatch):
         tally, found = packing.verify(f"{base}/store")
         assert tally.done == 2
         digests.append(found["digest"])
+        latents, captions, text = StoreDataset(f"{base}/store", (3, 6, 16, 16)).latents(range(2))
+        assert latents.shape == (2, 3, 6, 16, 16) and sorted(captions) == ["a cat", "a dog"] and text is not None
     assert digests[0] == digests[1]
     shutil.rmtree(tmp_path / "cache")
 

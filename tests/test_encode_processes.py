@@ -1,4 +1,4 @@
-"""Encoding by several processes of torchrun: every clip once, one list of what was put aside, and it goes on when killed."""
+"""Encoding by processes of torchrun: every clip once, one list of what was put aside; killed, it goes on."""
 
 from __future__ import annotations
 

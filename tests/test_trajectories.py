@@ -1,4 +1,4 @@
-"""Trajectories in a store: what was written is read, at the right times, and an ODE initialisation takes them from any."""
+"""Trajectories in a store: read as they were written, at the right times; an ODE initialisation takes any store."""
 
 from __future__ import annotations
 

@@ -20,6 +20,7 @@ from causvid.errors import UserError
 from causvid.registry import register
 from causvid.types import Text
 
+
 @register("dataset", "store")
 class StoreDataset:
     """Latents and text embeddings of a store that 'causvid data pack' made.
@@ -53,7 +54,9 @@ class StoreDataset:
         if len(set(shapes)) < len(shapes) or len({each[1] for each in shapes}) > 1:
             raise ValueError(f"shape and also: different shapes of as many channels, got {list(map(list, shapes))}")
         if held_out < 0 or group < 0 or bool(also) != bool(group):
-            raise ValueError(f"held_out at least 0, group at least 1 with 'also' and 0 without; got {held_out}, {group}")
+            raise ValueError(
+                f"held_out at least 0, group at least 1 with 'also' and 0 without; got {held_out}, {group}"
+            )
         self.path, self.latent_shape, self.held_out, self.seed = path, shapes[0], held_out, seed
         self.also, self.group = shapes[1:], group
         self._expected = {"codec": codec, "text_encoder": text_encoder}
