@@ -20,7 +20,9 @@ def survey(folder: str) -> dict[str, Any]:
     try:
         reader = Reader(path)
     except OtherLayout:
-        gc.collect()
+        reader = None
+    if reader is None:
+        gc.collect()  # LMDB takes an environment once in a process: let go of it before it is opened again
         return {"kind": "released", "entries": scan(path)}
     shapes: dict[str, int] = {}
     for entry in reader.entries.values():
