@@ -182,7 +182,7 @@ def as_stored(text: Tensor) -> np.ndarray:
 def collate(reader: Reader, keys: Sequence[str]) -> tuple[Tensor, list[str], Text | None]:
     """A batch of rows of one shape: latents in fp32, captions, text."""
     rows = [reader.row(key) for key in keys]
-    latents = torch.from_numpy(np.stack([row.arrays["latents"] for row in rows])).float()
+    latents = torch.from_numpy(np.stack([row.arrays["latents"] for row in rows], dtype=np.float32))
     text = None
     if "text" in reader.header["fields"]:
         text = text_of(rows, reader.header["text_length"])

@@ -110,9 +110,9 @@ class Trajectories:
         keys = [self.keys[number] for number in numbers]
         self.reader.prefetch(keys)
         rows = [self.reader.row(key) for key in keys]
-        states = np.stack([row.arrays[STATES][self._chosen] for row in rows], axis=1)
+        states = np.stack([row.arrays[STATES][self._chosen] for row in rows], axis=1, dtype=np.float32)
         if "text" in self.reader.header["fields"]:
             text = text_of(rows, self.reader.header["text_length"])
         else:
             text = encoder.encode([str(row.facts.get("caption", "")) for row in rows])
-        return Trajectory(torch.from_numpy(states).float(), self.times), text
+        return Trajectory(torch.from_numpy(states), self.times), text
