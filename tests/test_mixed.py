@@ -7,9 +7,10 @@ import json
 import pytest
 import torch
 from toy import toy_spec
+from typer.testing import CliRunner
 from videos import levels, turned, video
 
-from causvid import checks, experiment, runs, spec
+from causvid import checks, cli, experiment, runs, spec
 from causvid.build import World
 from causvid.data import pack as packing
 from causvid.data import steps
@@ -49,6 +50,19 @@ def test_each_clip_takes_the_size_most_like_it(made):
     assert tallies[1:] == [{"given": 9, "done": 9, "skipped": 0, "quarantined": 0}] * 2
     (listed,) = (folder / "clips" / "quarantine.jsonl").read_text().splitlines()
     assert json.loads(listed) == {"clip": "long.png", "reason": "its aspect ratio 6.00 is more than 2 times off 1.50"}
+
+
+def test_a_second_run_does_nothing(made):
+    again = steps.process(str(made[0] / "raw"), str(made[0] / "clips"), WANTED, workers=1)
+    assert again.as_json() == {"given": 10, "done": 0, "skipped": 9, "quarantined": 1}
+
+
+@pytest.mark.parametrize("sizes", ["16", "16x", "16x24,", "x24", "15x24", "99999x2"])
+def test_sizes_are_even_numbers_with_an_x_between(sizes, tmp_path):
+    found = CliRunner().invoke(cli.app, ["data", "process", str(tmp_path), str(tmp_path / "out"), "--also", sizes])
+    # a comma at the end is harmless: then there is no clip in the folder
+    assert ("holds no clips" if sizes.endswith(",") else "also: expected sizes as in" if sizes in ("16", "16x", "x24")
+            else "height and width: even") in str(found.exception)  # fmt: skip
 
 
 def test_without_the_option_pictures_are_too_short(made, tmp_path):

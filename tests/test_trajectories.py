@@ -12,6 +12,7 @@ from causvid import experiment, runs, spec
 from causvid.data import pack as packing
 from causvid.data import trajectories
 from causvid.data.digest import finish
+from causvid.data.latents import StoreDataset
 from causvid.data.lmdb_store import Reader, Writer
 from causvid.data.trajectories import Trajectories
 from causvid.errors import UserError
@@ -47,6 +48,8 @@ def test_what_was_written_is_read_at_the_wanted_times(tmp_path):
     assert torch.equal(read.states, states[[0, 2, 3]][:, [2, 0, 2]].float()) and torch.equal(read.times, found.times)
     assert torch.equal(read_text.embeddings, text.embeddings[[2, 0, 2]])
     assert packing.verify(str(tmp_path / "s"))[0].done == 3
+    with pytest.raises(UserError, match="holds states, text, no latents"):
+        StoreDataset(str(tmp_path / "s"), SHAPE).latents([0])
 
 
 @pytest.mark.parametrize(

@@ -123,6 +123,7 @@ class Folder:
             UserError: it holds the result of another recipe.
         """
         self.clear_partials()
+        recipe = json.loads(json.dumps(recipe))  # as it is read again: lists for tuples
         if self.exists("recipe.json"):
             try:
                 other = json.loads(self.read("recipe.json"))

@@ -238,7 +238,13 @@ def load(
 
 
 def by_shape(reader: Reader) -> dict[tuple[int, ...], list[str]]:
-    """Keys of a store's rows by the shape of their latents."""
+    """Keys of a store's rows by the shape of their latents.
+
+    Raises:
+        UserError: it holds something else.
+    """
+    if "latents" not in reader.header["fields"]:
+        raise UserError(f"{reader.folder} holds {', '.join(reader.header['fields'])}, no latents; is it a store of pairs?")
     buckets: dict[tuple[int, ...], list[str]] = {}
     for key, entry in reader.entries.items():
         buckets.setdefault(entry.shape("latents"), []).append(key)
