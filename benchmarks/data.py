@@ -10,8 +10,8 @@ is that of its median row, and passes of both layouts take turns.
 "Cold": the file is written back, the system is told to drop its pages (posix_fadvise DONTNEED; no process maps it
 then), and mincore says how much stayed: more than 1 % ends the run. What lies below the system, such as a host's
 cache, is as it is. Cold reads are timed by the clock. "Warm": every row was read before by the same process. "Batch":
-warm, and copied to an fp32 batch of 8 in both, as training does. These two wait for nothing, and are timed in seconds of
-the processor, which other work on the machine does not lengthen.
+warm, and copied to an fp32 batch of 8 in both, as training does. These two wait for nothing and are timed in seconds of
+the processor, which other work on the machine lengthens less.
 
 Decoding is compared with imageio, frame by frame to RGB; ``process`` is timed with 1 and 2 workers, by the clock and by
 the processor seconds of all its processes: only on an idle machine does the clock tell how it scales.
@@ -188,6 +188,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=24)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--folder", type=Path, default=None, help="where to measure; default the temporary folder")
+    parser.add_argument("--cores", default="", help="for scaling alone, as in 0,1; default those of this process")
     parser.add_argument("--parts", default="reads,decoding,scaling")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
@@ -201,6 +202,8 @@ def main() -> None:
         if "decoding" in options.parts:
             results |= decoding(source, options.repeats)
         if "scaling" in options.parts:
+            if options.cores:
+                os.sched_setaffinity(0, [int(core) for core in options.cores.split(",")])
             results |= scaling(source, folder)
     if options.json:
         print(json.dumps(results))

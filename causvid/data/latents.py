@@ -244,7 +244,9 @@ def by_shape(reader: Reader) -> dict[tuple[int, ...], list[str]]:
         UserError: it holds something else.
     """
     if "latents" not in reader.header["fields"]:
-        raise UserError(f"{reader.folder} holds {', '.join(reader.header['fields'])}, no latents; is it a store of pairs?")
+        raise UserError(
+            f"{reader.folder} holds {', '.join(reader.header['fields'])}, no latents; is it a store of pairs?"
+        )
     buckets: dict[tuple[int, ...], list[str]] = {}
     for key, entry in reader.entries.items():
         buckets.setdefault(entry.shape("latents"), []).append(key)
