@@ -47,11 +47,14 @@ def run(
     causvid run tiny/causvid student.steps=2 --json
 
     causvid run my_spec.yaml runtime.threads=1
+
+    torchrun --nproc-per-node 8 -m causvid run wan/causal_dmd runtime.weights=Wan2.1-T2V-1.3B
     """
-    from causvid import experiment
+    from causvid import experiment, ranks
 
     outcome = experiment.run(spec, overrides or [], runs)
-    print(json.dumps(outcome.as_json()) if as_json else outcome.report or outcome.run)
+    if ranks.first():
+        print(json.dumps(outcome.as_json()) if as_json else outcome.report or outcome.run)
 
 
 @app.command(no_args_is_help=True)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from causvid import checks, progress, registry, runs, weights
+from causvid import build, checks, progress, ranks, registry, runs, weights
 from causvid import spec as specs
 from causvid.errors import UserError
 from causvid.spec import Spec
@@ -148,10 +148,23 @@ def run(name: str, overrides: Sequence[str], root: Path) -> Outcome:
 
 
 def run_spec(spec: Spec, root: Path) -> Outcome:
-    """Run what is not done of a loaded spec."""
+    """Run what is not done of a loaded spec, with all processes that ``torchrun`` started.
+
+    Raises:
+        UserError: they are not as many as ``runtime.gpus``.
+    """
     set_threads(spec)
+    build.device(spec)  # joins the processes
+    wanted = spec["runtime.gpus"]
+    if wanted not in (0, ranks.count()):
+        raise UserError(
+            f"runtime.gpus is {wanted}, and {ranks.count()} process(es) run: start them with torchrun --nproc-per-node "
+            f"{wanted} -m causvid run {spec.name}, on several machines as its --help says"
+        )
+    if not ranks.first():
+        progress.silence()
     store = runs.Store(root.resolve())
-    nodes = plan(spec)
+    nodes = ranks.agreed(lambda: plan(spec))
     executed, skipped = store.execute(nodes, spec, progress.say)
     folders = {node.name: store.folder(node) for node in nodes}
     metrics = _json(folders["evaluate"] / "metrics.json") if "evaluate" in folders else {}

@@ -143,10 +143,17 @@ class Umt5:
         key = hashlib.sha256(f"{self._fingerprint}\n{self.length}\n{self.dtype}\n{prompt}".encode()).hexdigest()
         return (self.store or Path()) / key[:2] / f"{key}.safetensors"
 
+    @property
+    def sources(self) -> tuple[Path, ...]:
+        """The files of its weights; none as long as nothing says where they are."""
+        return () if self.weights is None else self._files.sources
+
     @cached_property
     def _files(self) -> TensorFiles:
         if self.weights is None:
-            raise UserError("text encoder 'umt5' needs the weights of Wan2.1: say where with --weights")
+            raise UserError(
+                "text encoder 'umt5' needs the weights of Wan2.1: say where with --weights, or runtime.weights in a spec"
+            )
         folder = self.weights / "text_encoder"
         return open_tensors(folder, "model") if folder.is_dir() else open_tensors(self.weights, STEM)
 

@@ -105,7 +105,9 @@ class WanVae:
             UserError: diffusers or the weights are missing, or the weights do not fit.
         """
         if self.weights is None:
-            raise UserError("codec 'wan_vae' needs the weights of Wan2.1: say where with --weights")
+            raise UserError(
+                "codec 'wan_vae' needs the weights of Wan2.1: say where with --weights, or runtime.weights in a spec"
+            )
         with torch.device("meta"):
             network = self.empty()
         folder = self.weights / "vae" if (self.weights / "vae").is_dir() else self.weights

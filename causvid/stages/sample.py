@@ -38,7 +38,7 @@ class SampleTeacher:
 
     def reads(self, spec: Spec) -> tuple[str, ...]:
         judged = ("evaluation.samples", "evaluation.teacher_steps", "evaluation.batch")
-        return (*build.teacher_reads(spec), "teacher_sampling", *judged)
+        return (*build.teacher_reads(spec), "teacher_sampling", "precision", *judged)
 
     def inputs(self, spec: Spec) -> tuple[str, ...]:
         return ("teacher",)
@@ -85,6 +85,7 @@ class Sample:
             "init",
             "teacher",
             "teacher_sampling",
+            "precision",
         )
         return (
             *paths,
@@ -169,7 +170,7 @@ def collect(
             samples = range(start, min(start + batch, count))
             _, text, free = world.batch(samples, SPLIT)
             # Evaluation noise does not depend on the training seed: arms of an ablation are paired.
-            latents = clips(text, free, Draw(0, "evaluation", 0, samples))
+            latents = clips(text, free, Draw(0, "evaluation", 0, samples, world.device))
             parts.append(to_bytes(world.codec.decode(latents)))
             show(start + len(samples))
         weights.write_tensors(path, {"videos": torch.cat(parts)})
@@ -186,7 +187,10 @@ def long_rollouts(context: Context, world: build.World, student: Any, sampler: A
     _, text, _ = world.batch(samples, SPLIT)
     frames, *frame = world.latent_shape
     total = frames * spec["evaluation.rollout_factor"]
-    blocks = [block.latents for block in sampler.stream(student, (total, *frame), text, Draw(0, "rollout", 0, samples))]
+    blocks = [
+        block.latents
+        for block in sampler.stream(student, (total, *frame), text, Draw(0, "rollout", 0, samples, world.device))
+    ]
     videos = to_bytes(world.codec.decode(torch.cat(blocks, dim=1)))
     length = world.codec.pixel_frames(frames)
     weights.write_tensors(
@@ -204,7 +208,7 @@ def measure(context: Context, world: build.World, student: Any, sampler: Any, re
     full = build.teacher_sampler(spec)
     few = {n: build.teacher_sampler(spec, n) for n in spec["evaluation.teacher_steps"]}
     _, text, free = world.batch([0], SPLIT)
-    draw = Draw(0, "timing", 0, [0])
+    draw = Draw(0, "timing", 0, [0], world.device)
     noise = draw.normal("noise", *world.latent_shape)
 
     def stream() -> tuple[float, float]:
