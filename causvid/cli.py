@@ -92,13 +92,16 @@ def sweep(
 def plan(
     spec: SpecArgument, overrides: Overrides = None, runs: RunsOption = DEFAULT_RUNS, as_json: JsonOption = False
 ) -> None:
-    """Say what a run would do, stage by stage, and why; nothing is executed.
+    """Say what a run would do, stage by stage, why, and what it costs; nothing is executed, and no GPU is needed.
 
-    [bold]Example[/]
+    [bold]Examples[/]
 
     causvid plan tiny/causvid student.steps=2
+
+    causvid plan wan/causal_dmd runtime.gpus=1 runtime.memory=24GB
     """
     from causvid import experiment
+    from causvid.progress import say
 
     rows = experiment.explain(spec, overrides or [], runs)
     if as_json:
@@ -106,6 +109,8 @@ def plan(
         return
     for row in rows:
         print(f"{row['stage']:<15} {row['identity']}  {row['state']}")
+    for line in experiment.cost_lines(spec, overrides or []):
+        say(line)
 
 
 @app.command(name="list")

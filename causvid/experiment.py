@@ -56,11 +56,31 @@ def plan(spec: Spec, target: str | None = None) -> list[runs.Node]:
     return runs.graph(spec, stages(), target or spec["until"])
 
 
-def explain(name: str, overrides: Sequence[str], root: Path) -> list[dict[str, str]]:
-    """For each stage of a spec: its name, identity, and whether and why it would run."""
+def explain(name: str, overrides: Sequence[str], root: Path) -> list[dict[str, Any]]:
+    """For each stage of a spec: its name, identity, whether and why it would run, and what it costs."""
     store = runs.Store(root.resolve())
-    nodes = plan(single(name, overrides))
-    return [{"stage": n.name, "identity": n.identity, "state": store.explain(n)} for n in nodes]
+    spec = single(name, overrides)
+    nodes = plan(spec)
+    costs = {cost.stage: cost.as_json() for cost in _costs(spec, nodes)}
+    return [
+        {"stage": n.name, "identity": n.identity, "state": store.explain(n), "cost": costs.get(n.name)} for n in nodes
+    ]
+
+
+def cost_lines(name: str, overrides: Sequence[str]) -> list[str]:
+    """What the stages of a spec cost, for a person; see :mod:`causvid.costs`."""
+    from causvid import costs
+
+    spec = single(name, overrides)
+    return costs.lines(spec, _costs(spec, plan(spec)))
+
+
+def _costs(spec: Spec, nodes: Sequence[runs.Node]) -> list[Any]:
+    from causvid import costs
+
+    if spec["model"]["name"] != "dit":  # the formulas are those of one network
+        return []
+    return costs.of(spec, [node.name for node in nodes], max(1, spec["runtime.gpus"] or ranks.count()))
 
 
 def single(name: str, overrides: Sequence[str]) -> Spec:

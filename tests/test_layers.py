@@ -38,6 +38,7 @@ LEVELS = (
     ("optimizers",),
     ("training",),
     ("stages",),
+    ("costs",),
     ("experiment",),
     ("generation", "wan_generation", "wan_weights", "convert"),
     ("cli_data", "cli_eval", "cli_vbench", "cli_wan", "cli_generate"),

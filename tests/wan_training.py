@@ -1,5 +1,6 @@
-"""A Wan of cut size with everything that training needs: weights, a store of latents and text, and a spec; and a run of
-it that stops where it is told to. ``torchrun tests/wan_training.py SPEC RUNS [STAGE STEP]`` runs it in several processes.
+"""A Wan of cut size with all that training needs, a store and a spec; and a run of it that stops where it is told to.
+
+torchrun tests/wan_training.py SPEC RUNS [STAGE STEP]
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ world:
 model: {{dim: 48, ffn_dim: 80, heads: 4, layers: 2, freq_dim: 32}}
 ode_pairs: {{count: 4, batch: 2}}
 ode_init: {{iterations: 3, batch: 2, ema: 0.9, optimizer: {{lr: 1.0e-4}}}}
-distill: {{iterations: 2, batch: 2, critic_updates: 2, ema: 0.9, optimizer: {{lr: 1.0e-4}}, critic_optimizer: {{lr: 1.0e-4}}}}
+distill:
+  {{iterations: 2, batch: 2, critic_updates: 2, ema: 0.9, optimizer: {{lr: 1.0e-4}}, critic_optimizer: {{lr: 1.0e-4}}}}
 runtime: {{weights: {weights}, threads: 1, device: cpu, checkpoint_seconds: 0.0}}
 """
 

@@ -152,7 +152,7 @@ class Umt5:
     def _files(self) -> TensorFiles:
         if self.weights is None:
             raise UserError(
-                "text encoder 'umt5' needs the weights of Wan2.1: say where with --weights, or runtime.weights in a spec"
+                "text encoder 'umt5' needs the weights of Wan2.1: say where with --weights, or by runtime.weights"
             )
         folder = self.weights / "text_encoder"
         return open_tensors(folder, "model") if folder.is_dir() else open_tensors(self.weights, STEM)

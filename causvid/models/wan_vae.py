@@ -106,7 +106,7 @@ class WanVae:
         """
         if self.weights is None:
             raise UserError(
-                "codec 'wan_vae' needs the weights of Wan2.1: say where with --weights, or runtime.weights in a spec"
+                "codec 'wan_vae' needs the weights of Wan2.1: say where with --weights, or by runtime.weights"
             )
         with torch.device("meta"):
             network = self.empty()

@@ -42,7 +42,11 @@ class Teacher:
     def run(self, context: Context) -> None:
         kind = context.spec["teacher_training.weights"]
         if kind == "given":
-            give(context, context.spec["model"], "runtime.teacher" if context.spec["runtime.teacher"] else "runtime.weights")
+            give(
+                context,
+                context.spec["model"],
+                "runtime.teacher" if context.spec["runtime.teacher"] else "runtime.weights",
+            )
         elif kind == "shipped":
             take(context)
         else:
