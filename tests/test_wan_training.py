@@ -147,7 +147,7 @@ GAN = "loss={name: sum, of: [dmd, {name: gan, r1: 1.0}]}"
     [
         (["runtime.gpus=4"], "ode_init.batch: 2 samples can't be shared by 4 processes"),
         (["runtime.gpus=2", "distill.optimizer=muon"], "distill.optimizer: 'muon' needs whole matrices"),
-        (["runtime.gpus=2", GAN, "distill.activation_checkpointing=false"], "r1 penalty differentiates twice, which sha"),
+        (["runtime.gpus=2", GAN, "distill.activation_checkpointing=false"], "r1 penalty differentiates twice"),
     ],
 )  # fmt: skip
 def test_what_several_processes_can_t_do_is_told_by_the_plan(place, overrides, message):
