@@ -103,13 +103,13 @@ def plan(
     from causvid import experiment
     from causvid.progress import say
 
-    rows = experiment.explain(spec, overrides or [], runs)
+    rows, costs = experiment.explained(spec, overrides or [], runs)
     if as_json:
         print(json.dumps(rows))
         return
     for row in rows:
         print(f"{row['stage']:<15} {row['identity']}  {row['state']}")
-    for line in experiment.cost_lines(spec, overrides or []):
+    for line in costs:
         say(line)
 
 

@@ -61,8 +61,9 @@ class Network:
 def network(spec: Spec, world: build.World, rule: Rule, model: Bound | None = None) -> Network:
     """Count a network; the formulas are those of docs/wan.md."""
     options = model or spec["model"]
-    with torch.device("meta"):
-        net = build.network(spec, world, rule, model=options)
+    with torch.device("meta"):  # of one block: they are all alike
+        net = build.network(spec, world, rule, model=Bound("model", {**options, "layers": 1}))
+    own = sum(p.numel() for p in net.blocks[0].parameters())
     frames, channels, height, width = world.latent_shape
     per_frame = (height // net.patch[0]) * (width // net.patch[1])
     tokens, dim, ffn = frames * per_frame, options["dim"], options["ffn_dim"]
@@ -74,7 +75,7 @@ def network(spec: Spec, world: build.World, rule: Rule, model: Bound | None = No
     outer = 4 * tokens * values * dim + 2 * text * (world.text_encoder.dim * dim + dim * dim)
     outer += 2 * frames * (options["freq_dim"] * dim + 7 * dim * dim)
     return Network(
-        sum(p.numel() for p in net.parameters()), sum(p.numel() for p in net.blocks[0].parameters()), tokens,
+        sum(p.numel() for p in net.parameters()) + (options["layers"] - 1) * own, own, tokens,
         float(block * options["layers"] + outer), float(block), dim, ffn, options["layers"],
     )  # fmt: skip
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from causvid import build, checks, progress, ranks, registry, runs, weights
+from causvid import build, checks, costs, progress, ranks, registry, runs, weights
 from causvid import spec as specs
 from causvid.errors import UserError
 from causvid.spec import Spec
@@ -58,29 +58,23 @@ def plan(spec: Spec, target: str | None = None) -> list[runs.Node]:
 
 def explain(name: str, overrides: Sequence[str], root: Path) -> list[dict[str, Any]]:
     """For each stage of a spec: its name, identity, whether and why it would run, and what it costs."""
+    return explained(name, overrides, root)[0]
+
+
+def explained(name: str, overrides: Sequence[str], root: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """(what :func:`explain` tells, lines about the costs for a person)."""
     store = runs.Store(root.resolve())
     spec = single(name, overrides)
     nodes = plan(spec)
-    costs = {cost.stage: cost.as_json() for cost in _costs(spec, nodes)}
-    return [
-        {"stage": n.name, "identity": n.identity, "state": store.explain(n), "cost": costs.get(n.name)} for n in nodes
+    gpus = max(1, spec["runtime.gpus"] or ranks.count())
+    # The formulas are those of one network.
+    found = costs.of(spec, [node.name for node in nodes], gpus) if spec["model"]["name"] == "dit" else []
+    by_stage = {cost.stage: cost.as_json() for cost in found}
+    rows = [
+        {"stage": n.name, "identity": n.identity, "state": store.explain(n), "cost": by_stage.get(n.name)}
+        for n in nodes
     ]
-
-
-def cost_lines(name: str, overrides: Sequence[str]) -> list[str]:
-    """What the stages of a spec cost, for a person; see :mod:`causvid.costs`."""
-    from causvid import costs
-
-    spec = single(name, overrides)
-    return costs.lines(spec, _costs(spec, plan(spec)))
-
-
-def _costs(spec: Spec, nodes: Sequence[runs.Node]) -> list[Any]:
-    from causvid import costs
-
-    if spec["model"]["name"] != "dit":  # the formulas are those of one network
-        return []
-    return costs.of(spec, [node.name for node in nodes], max(1, spec["runtime.gpus"] or ranks.count()))
+    return rows, costs.lines(spec, found)
 
 
 def single(name: str, overrides: Sequence[str]) -> Spec:

@@ -58,8 +58,11 @@ def test_flops_of_a_pass_are_those_that_the_counter_counts(cut, mask):
     assert out.prediction.shape == (1, *world.latent_shape)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(
+    ("precision", "checkpointing"),
+    [("fp32", False), pytest.param("fp32", True, marks=pytest.mark.slow),
+     pytest.param("bf16", False, marks=pytest.mark.slow), pytest.param("bf16", True, marks=pytest.mark.slow)],
+)  # fmt: skip
 def test_memory_of_a_step_is_what_it_takes(cut, precision, checkpointing):
     """Within 15%, on the CPU at reduced depth: weights, gradients, optimizer, average and activations together."""
     arm = spec.load(cut, [f"precision={precision}", f"ode_init.activation_checkpointing={checkpointing}".lower(),
