@@ -14,6 +14,7 @@ from causvid.errors import UserError
 from causvid.fingerprint import bound
 from causvid.spec import Spec
 from causvid.types import Text
+from causvid.validate import Bound
 
 STAGES = ("teacher", "ode_pairs", "ode_init", "distill", "report")  # where 'until' may stop, in order
 # What each stage's loss may take from the scene.
@@ -81,11 +82,12 @@ def _check_losses(spec: Spec) -> tuple[str, ...]:
 def _check_networks(spec: Spec, world: build.World, players: tuple[str, ...]) -> None:
     """Every network takes the world's latents and text: one forward each, on tensors that hold no numbers."""
     rules = {"teacher": build.teacher_rule(spec), "student": build.student_rule(spec)}
+    model, real = (_shallow(spec[key], "discriminator" in players) for key in ("model", "real_score"))
     with torch.device("meta"):
-        nets: dict[str, Any] = {name: build.network(spec, world, rule, Blockwise()) for name, rule in rules.items()}
+        nets: dict[str, Any] = {n: build.network(spec, world, rule, Blockwise(), model) for n, rule in rules.items()}
         nets["real_score"] = nets["teacher"]
-        if spec["real_score"]:
-            nets["real_score"] = build.network(spec, world, rules["teacher"], Blockwise(), spec["real_score"])
+        if real:
+            nets["real_score"] = build.network(spec, world, rules["teacher"], Blockwise(), real)
         nets["fake_score"] = nets[spec["fake_score"]]
         if "discriminator" in players:
             nets["discriminator"] = build.discriminator(spec)
@@ -105,6 +107,13 @@ def _check_networks(spec: Spec, world: build.World, players: tuple[str, ...]) ->
         _check_kernel(spec, nets["teacher"], rules.values(), x.shape[1])
     except (ValueError, TypeError, RuntimeError, LookupError) as error:
         raise UserError(f"model: it does not run on latents {tuple(world.latent_shape)} (f c h w): {error}") from error
+
+
+def _shallow(model: Bound | None, tapped: bool) -> Bound | None:
+    """The model with two blocks at most: all of ours are alike, and large ones take seconds to try."""
+    if model is None or model["name"] != "dit" or tapped:
+        return model
+    return Bound("model", {**model, "layers": min(model["layers"], 2)})
 
 
 def _text(spec: Spec, world: build.World) -> Text:

@@ -212,9 +212,8 @@ def stream(spec: Spec) -> dict[str, float]:
     per_frame = student.tokens // frames
     memory = {"weights": float(student.parameters * each)}
     memory["cache"] = 2.0 * student.layers * student.dim * per_frame * most * each
-    if hasattr(world.codec, "empty"):
-        with torch.device("meta"):
-            memory["codec"] = float(sum(p.numel() for p in world.codec.empty().parameters()) * FP32)
+    if getattr(world.codec, "released_bytes", None):
+        memory["codec"] = float(world.codec.released_bytes)
     return memory
 
 

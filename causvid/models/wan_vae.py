@@ -118,6 +118,11 @@ class WanVae:
         check(found, files, what)
         return fill(network, found, files, what, self.dtype, self.device).eval().requires_grad_(False)
 
+    @property
+    def released_bytes(self) -> int | None:
+        """Bytes of its weights in fp32, where it is the released one."""
+        return 507_609_880 if self.base_dim == 96 else None
+
     def empty(self) -> Any:
         """diffusers' network with fresh weights."""
         try:
