@@ -100,7 +100,7 @@ def _check_networks(spec: Spec, world: build.World, players: tuple[str, ...]) ->
     t = torch.empty(x.shape[:2], device="meta")
     text = _text(spec, world).to("meta")
     try:
-        for name in (*rules, "real_score"):
+        for name in (*rules, *(["real_score"] if real else [])):
             nets[name](x, t, text)
         if "discriminator" in players:
             nets["discriminator"](x, t, text, nets["fake_score"])

@@ -173,7 +173,7 @@ def run_spec(spec: Spec, root: Path) -> Outcome:
     if wanted not in (0, ranks.count()):
         raise UserError(
             f"runtime.gpus is {wanted}, and {ranks.count()} process(es) run: start them with torchrun --nproc-per-node "
-            f"{wanted} -m causvid run {spec.name}, on several machines as its --help says"
+            f"{wanted} -m causvid run {spec.name} (on several machines: docs/wan.md)"
         )
     if not ranks.first():
         progress.silence()

@@ -9,7 +9,7 @@ import atexit
 import os
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -113,12 +113,8 @@ def part(tensor: Tensor, like: Tensor) -> Tensor:
     """This process's part of a whole tensor, sharded as ``like`` is; as it is where that is not sharded."""
     if not hasattr(like, "full_tensor"):
         return tensor
-    from torch.distributed.tensor import distribute_tensor
+    from torch.distributed.tensor import DTensor, distribute_tensor
 
+    shards = cast(DTensor, like)
     # Every process has the whole, so nothing is sent.
-    return distribute_tensor(
-        tensor.to(like.device),
-        like.device_mesh,
-        like.placements,
-        src_data_rank=None,  # type: ignore[attr-defined]
-    )
+    return distribute_tensor(tensor.to(shards.device), shards.device_mesh, shards.placements, src_data_rank=None)

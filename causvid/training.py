@@ -93,7 +93,9 @@ class Player:
         self.module.load_state_dict(_shared(state["module"], like))
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            states = {n: _shared(each, dict.fromkeys(each, parameters[int(n)])) for n, each in saved["state"].items()}
+            states = {}
+            for number, each in saved["state"].items():
+                states[number] = _shared(each, {name: parameters[int(number)] for name in each})
             optimizer.load_state_dict({**saved, "state": states})
         for schedule, saved in zip(self.schedules, state["schedules"], strict=True):
             schedule.load_state_dict(saved)

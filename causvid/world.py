@@ -147,5 +147,7 @@ class World:
             # A store holds the embeddings of the empty prompt, and of no other.
             stored = self.dataset.unconditional() if self.holds_latents and not self.negative_prompt else None
             text = self.text_encoder.encode([self.negative_prompt]) if stored is None else Text(stored[None])
-            self._unconditional = text.to(self.device)
-        return Text(self._unconditional.embeddings.expand(count, -1, -1))
+            self._unconditional = text = text.to(self.device)
+        else:
+            text = self._unconditional
+        return Text(text.embeddings.expand(count, -1, -1))
