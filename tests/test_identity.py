@@ -57,7 +57,7 @@ def identities(folder, *overrides):
         ("causal.mask.block_frames=2", "ode_init"),
         ("student.steps=3", "ode_init"),
         ("ode_init.batch=3", "ode_init"),
-        ("loss.guidance=1.5", "distill"),
+        ("loss.guidance=1.25", "distill"),
         ("student.input=self_rollout", "distill"),
         ("distill.iterations=4", "distill"),
         ("evaluation.samples=4", "samples"),
