@@ -105,6 +105,12 @@ class Trajectories:
     def __len__(self) -> int:
         return len(self.keys)
 
+    def ready_text(self, encoder: TextEncoder) -> None:
+        """Have ``encoder`` make each text that the store lacks, so that one that keeps them can be let go of."""
+        if "text" not in self.reader.header["fields"]:
+            for entry in self.reader.entries.values():
+                encoder.encode([str(entry.facts.get("caption", ""))])
+
     def rows(self, numbers: Sequence[int], encoder: TextEncoder) -> tuple[Trajectory, Text]:
         """Trajectories in fp32 and texts of some rows; ``encoder`` makes the text of a store that has none."""
         keys = [self.keys[number] for number in numbers]

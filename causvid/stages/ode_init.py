@@ -7,19 +7,19 @@ Writes ``weights.safetensors``.
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
 
-from causvid import build, training
+from causvid import build, ranks, training
 from causvid.data.latents import digest_file
 from causvid.randomness import Draw, key
 from causvid.registry import register
 from causvid.runs import Context
 from causvid.spec import Spec
 from causvid.stages.ode_pairs import STORE
-from causvid.types import Scene
+from causvid.types import Scene, Trajectory
 
 
 @register("stage", "ode_init")
@@ -27,6 +27,9 @@ class OdeInit:
     """Regresses the student onto stored trajectories, from the teacher's weights."""
 
     name = "ode_init"
+
+    def shared(self, spec: Spec) -> bool:
+        return True
 
     def reads(self, spec: Spec) -> tuple[str, ...]:
         return (
@@ -37,6 +40,7 @@ class OdeInit:
             "student.shift",
             "student.causal",
             "ode_init",
+            "precision",
             "seed",
         )
 
@@ -51,24 +55,27 @@ class OdeInit:
         options = spec["ode_init"]
         training.seed_everything(spec, "ode_init")
         world = build.World(spec)
-        rule = build.student_rule(spec)
-        student = build.load_network(spec, world, rule, context.inputs["teacher"] / "weights.safetensors")
-        student = training.prepare(student, options)
         pairs = build.stored_pairs(spec, world, None if options["pairs"] else context.inputs["ode_pairs"] / STORE)
+        if ranks.first():
+            pairs.ready_text(world.text_encoder)
+        world.ready_text()
+        rule = build.student_rule(spec)
+        ready = partial(training.prepare, options=options, device=world.device)
+        student = build.load_network(spec, world, rule, context.inputs["teacher"] / "weights.safetensors", ready)
+        student.train()
         loss = build.construct(options["loss"])
         player = training.Player(student, options["optimizer"], options, options["iterations"])
         blocks = tuple(rule.blocks(world.latent_shape[0]))
         total, batch = options["iterations"], options["batch"]
-        unconditional = world.unconditional(batch)
         with training.session(context, "ode init", {"student": player}, total) as session:
             for step in range(session.start, total):
-                samples = range(step * batch, (step + 1) * batch)
-                numbers = [_row(spec["seed"], sample, len(pairs)) for sample in samples]
-                trajectory, text = pairs.rows(numbers, world.text_encoder)
-                scene = Scene(
-                    Draw(spec["seed"], "ode_init", step, samples), text, unconditional, {"student": student}, blocks,
-                    trajectory=trajectory,
-                )  # fmt: skip
+                samples = ranks.rows(range(step * batch, (step + 1) * batch))
+                rows = [_row(spec["seed"], sample, len(pairs)) for sample in samples]
+                chosen, text = pairs.rows(rows, world.text_encoder)
+                chosen = Trajectory(chosen.states.to(world.device), chosen.times.to(world.device))
+                text, unconditional = text.to(world.device), world.unconditional(len(rows))
+                draw = Draw(spec["seed"], "ode_init", step, samples, world.device)
+                scene = Scene(draw, text, unconditional, {"student": student}, blocks, trajectory=chosen)
                 output = loss("student", scene)
                 norm = player.step(output.value)
                 session.after(step, output, gradient_norm=norm)
