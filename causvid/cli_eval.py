@@ -46,39 +46,47 @@ def aggregate(
 @app.command(no_args_is_help=True)
 def videos(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Videos, named PROMPT-INDEX.mp4.")],
-    prompts: Annotated[Path, typer.Option(help="VBench_full_info.json, the same form, or one prompt a line.")],
+    prompts: Annotated[
+        Path | None, typer.Option(help="VBench_full_info.json, the same form, or one prompt a line; default VBench's.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("evaluation"),
     dimension: Annotated[list[str] | None, typer.Option(help="A dimension; may be given again. Default all.")] = None,
     per_prompt: Annotated[int, typer.Option(min=1, help="Videos of each prompt.")] = 5,
+    weights: Annotated[
+        Path | None, typer.Option(help="Folder of the judges' weights: all that is there judges, too.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="Of the reference judge.")] = "cpu",
     long_compat: Annotated[Literal["clean", "upstream"], typer.Option(help="How long videos are cut.")] = "clean",
+    semantic: Annotated[bool, typer.Option("--semantic", help="Cut long videos at scene changes first.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Judge a folder of videos in the dimensions that need no weights; goes on where it was stopped.
+    """Judge a folder of videos, in the dimensions that need no weights, and with --weights in all; goes on after a stop.
 
-    Files that can't be judged are listed, are no zeros, and make the exit status 3.
+    Files that can't be judged are listed, are no zeros, and make the exit status 3. So do dimensions, with --weights.
 
-    [bold]Example[/]
+    [bold]Examples[/]
 
-    causvid eval videos clips/ --prompts VBench_full_info.json --out evaluation
+    causvid eval videos clips/ --prompts prompts.txt --out evaluation
+
+    causvid eval videos clips/ --weights ~/.cache/vbench
     """
-    from causvid import progress, weights
-    from causvid.eval import judging, results, suites
+    from causvid import progress
+    from causvid.eval import evaluate_suite, reference, suites
     from causvid.eval.clips import Policy
 
-    suite = suites.read_suite(prompts)
-    with results.Store(out / "rows.jsonl") as store, progress.bar("judge", 1) as show:
-        found = judging.judge_folder(
-            folder, suite, store, Policy(long_compat), per_prompt, dimension,
+    suite = suites.read_suite(prompts or reference.prompts_file())
+    with progress.bar("judge", 1) as show:
+        found = evaluate_suite.evaluate(
+            folder, suite, out, Policy(long_compat, semantic), per_prompt, dimension, weights, (), device,
             lambda done, total: show(done, f"of {total} videos"),
         )  # fmt: skip
-    weights.write_json(out / "results.json", found.as_json())
-    known = {name: score for name, score in found.scores.items() if score is not None}
-    results.write_upstream(out / "upstream_eval_results.json", known, found.rows)
     for name, problem in found.problems:
-        progress.console.print(f"left out: '{name}' {problem}", highlight=False, soft_wrap=True, markup=False)
+        progress.say(f"left out: '{name}' {problem}")
+    for name, reason in found.unjudged.items() if weights else ():
+        progress.say(f"not judged: {name}: {reason}")
     if found.absent:
-        progress.console.print(f"absent: {len(found.absent)} videos, as '{found.absent[0]}'", markup=False)
+        progress.say(f"absent: {len(found.absent)} videos, as '{found.absent[0]}'")
     path = out / "results.json"
     print(json.dumps(json.loads(path.read_text())) if as_json else path)
-    if found.problems or found.absent:
+    if found.problems or found.absent or (weights and found.unjudged):
         raise typer.Exit(PARTIAL)

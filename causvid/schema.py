@@ -165,6 +165,8 @@ class Schema:
     student: Student = field(default_factory=Student)
     distill: Distill = field(default_factory=lambda: Distill(iterations=1000))
     evaluation: Evaluation = field(default_factory=Evaluation)
+    # Suites that are sampled and judged beside the held-out clips, and more metrics of those.
+    eval: Sequence[Any] = component("suite|metric", ())
     seed: int = 0
     until: Literal["teacher", "report"] = "report"
     sample: Literal["student", "teacher"] = "student"  # which of the two `causvid generate --spec` runs

@@ -107,10 +107,20 @@ def _unknown(path: str, key: str, known: Iterable[str]) -> str:
 
 
 def _components(group: str, value: Any, path: str, errors: list[str]) -> list[Any]:
+    """Validate a list; where it may hold components of two groups, ``a|b``, one alone may stand without brackets."""
+    if "|" in group and isinstance(value, (str, Mapping)):
+        value = [value]
     if isinstance(value, str) or not isinstance(value, Sequence):
-        errors.append(f"{path}: expected a list of {group} components, got {value!r}")
+        errors.append(f"{path}: expected a list of {group.replace('|', ' or ')} components, got {value!r}")
         return []
-    return [_component(group, item, f"{path}[{i}]", errors) for i, item in enumerate(value)]
+    return [_component(_group_of(group, item), item, f"{path}[{i}]", errors) for i, item in enumerate(value)]
+
+
+def _group_of(groups: str, value: Any) -> str:
+    """Of several groups, ``a|b``, the one that has the component's name; the first where none has."""
+    name = value.get("name") if isinstance(value, Mapping) else value
+    names = groups.split("|")
+    return next((group for group in names if name in registry.components(group)), names[0]) if len(names) > 1 else groups
 
 
 def _component(group: str, value: Any, path: str, errors: list[str]) -> dict[str, Any]:
