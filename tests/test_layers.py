@@ -37,8 +37,8 @@ LEVELS = (
     ("training",),
     ("stages",),
     ("experiment",),
-    ("generation", "wan_generation", "wan_weights", "convert"),
-    ("cli_data", "cli_eval", "cli_vbench", "cli_wan", "cli_generate"),
+    ("generation", "wan_generation", "wan_weights", "convert", "launch", "comparison"),
+    ("cli_data", "cli_eval", "cli_vbench", "cli_wan", "cli_generate", "cli_sweep"),
     ("cli",),
 )
 

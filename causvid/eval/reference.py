@@ -226,7 +226,8 @@ class Judge:
     def __init__(self, folder: Path, log: Path, device: str = "cpu") -> None:
         self._line = [str(interpreter()), "-I", str(WORKER), "--weights", str(folder), "--device", device]
         log.parent.mkdir(parents=True, exist_ok=True)
-        self._log, self._ends, self._process = log, 0, self._start()
+        self._log, self._ends = log, 0
+        self._process = self._start()
 
     def _start(self) -> subprocess.Popen[str]:
         with self._log.open("ab") as stream:

@@ -152,7 +152,12 @@ class Protocol:
 
     @property
     def id(self) -> str:
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
+        return identity(asdict(self))
+
+
+def identity(protocol: Mapping[str, Any]) -> str:
+    """Hash of a protocol: equal only where all is equal."""
+    return hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def prompts_digest(texts: Iterable[str]) -> str:
