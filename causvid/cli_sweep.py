@@ -34,7 +34,7 @@ def sweep(
     workers: Annotated[int, typer.Option(min=1, help="With --launcher: how many arms run at once.")] = 2,
     cluster_option: Annotated[
         list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="Of submitit, as slurm_partition=gpu or timeout_min=600; again for more."),
+        typer.Option(metavar="KEY=VALUE", help="Of submitit, as slurm_partition=gpu, timeout_min=600."),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be started or submitted.")] = False,
     across_protocols: Annotated[

@@ -1,7 +1,7 @@
 """Where the arms of a sweep run: here one after another, here several at a time, or on a cluster through submitit.
 
-An arm is a run of the command line or of :func:`run_arm`, its results are in the store, and arms that share a stage wait
-for the one that makes it. So a launcher only starts arms and says which failed.
+An arm is a run of the command line, or a job that does the same. Its results are in the store, and arms that share a
+stage wait for the one that makes it. So a launcher only starts arms and says which failed.
 """
 
 from __future__ import annotations
@@ -193,7 +193,7 @@ def _error(job: Any) -> str:
 def scripts(arms: Sequence[Work], made: Any) -> str:
     """What would be submitted: Slurm's script for the whole array, and the arm of each task.
 
-    submitit writes the real script into its folder only while it submits; this is the same text, from the same function.
+    submitit writes the real script into its folder while it submits; this is the same text, from the same function.
     """
     inner = made._executor
     lines = [f"# arm {number}: {' '.join(work.overrides)}" for number, work in enumerate(arms)]

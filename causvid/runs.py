@@ -38,8 +38,8 @@ EXTRAS = {"torchtune": "train", "torchao": "train", "wandb": "wandb"}
 class Stage(Protocol):
     """One step of an experiment: reads part of the spec and other stages' folders, and fills a folder of its own.
 
-    A stage whose result shows the spec's name or its base has a ``title(spec)`` beside, which counts as a value; one that
-    depends on more than values and files, as on which judges are there, has ``facts(spec)``.
+    A stage whose result shows the spec's name or its base has a ``title(spec)`` beside, which counts as a value; one
+    that depends on more than values and files, as on which judges are there, has ``facts(spec)``.
     """
 
     name: str

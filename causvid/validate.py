@@ -118,9 +118,10 @@ def _components(group: str, value: Any, path: str, errors: list[str]) -> list[An
 
 def _group_of(groups: str, value: Any) -> str:
     """Of several groups, ``a|b``, the one that has the component's name; the first where none has."""
-    name = value.get("name") if isinstance(value, Mapping) else value
-    names = groups.split("|")
-    return next((group for group in names if name in registry.components(group)), names[0]) if len(names) > 1 else groups
+    name, names = value.get("name") if isinstance(value, Mapping) else value, groups.split("|")
+    if len(names) == 1:
+        return groups
+    return next((group for group in names if name in registry.components(group)), names[0])
 
 
 def _component(group: str, value: Any, path: str, errors: list[str]) -> dict[str, Any]:

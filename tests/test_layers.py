@@ -34,10 +34,11 @@ LEVELS = (
     ("build",),
     ("checks",),
     ("optimizers",),
-    ("training",),
+    ("training", "tracking"),
     ("stages",),
     ("experiment",),
     ("generation", "wan_generation", "wan_weights", "convert", "launch", "comparison"),
+    ("suite_generation",),
     ("cli_data", "cli_eval", "cli_vbench", "cli_wan", "cli_generate", "cli_sweep"),
     ("cli",),
 )

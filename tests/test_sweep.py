@@ -6,7 +6,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-
 import os
 import subprocess
 import sys
@@ -91,7 +90,11 @@ def test_arms_are_compared_with_the_first_over_their_seeds():
 def test_one_seed_has_no_verdict():
     page = findings("x", [judged({"init": "a"}, 0.1), judged({"init": "b"}, 0.9)])
     cell = page.groups[1].cells["ok"]
-    assert cell.difference.verdict == "one seed: no verdict" and cell.over == "prompts" and cell.low < cell.mean < cell.high
+    assert (
+        cell.difference.verdict == "one seed: no verdict"
+        and cell.over == "prompts"
+        and cell.low < cell.mean < cell.high
+    )
     assert "one seed: no verdict" in render(page) and "over prompts" in render(page)
 
 
@@ -105,7 +108,9 @@ def test_a_failed_arm_has_no_cells_and_no_zero():
 def test_the_front_is_what_none_beats_in_both():
     page = findings("x", [*grown(0.6, "ode"), *grown(0.3, "teacher"), *grown(0.9, "random")])
     assert [dot.best for dot in pareto(page.groups, "ok").dots] == [True, False, True]
-    assert [row.arm for row in bars(page)[0].rows] == [0, 1, 2] and bars(page)[0].rows[0].zero < bars(page)[0].rows[0].at
+    assert [row.arm for row in bars(page)[0].rows] == [0, 1, 2] and bars(page)[0].rows[0].zero < bars(page)[0].rows[
+        0
+    ].at
 
 
 def test_the_table_is_exported_and_names_are_escaped():
@@ -126,7 +131,9 @@ def test_all_sixteen_give_a_total_through_the_bootstrap():
     cell = page.groups[1].cells["vbench_long/total"]
     means = dict.fromkeys(scales(), 0.5 + 0.015 + 0.002 * 0.8)
     assert cell.mean == pytest.approx(total_score(means)) and cell.difference.verdict == "better"
-    assert page.measures[0] == "vbench_long/total" and {"vbench_long/quality", "vbench_long/color"} <= set(page.measures)
+    assert page.measures[0] == "vbench_long/total" and {"vbench_long/quality", "vbench_long/color"} <= set(
+        page.measures
+    )
 
 
 def test_different_protocols_are_refused_and_marked_on_every_table_where_asked_for():
@@ -145,7 +152,9 @@ def test_curves_costs_and_videos_are_on_the_page():
     def run(init, seed, identity):
         points = [{"seconds": 2.0 * n, "mean": 0.5 - 0.1 * n, "low": 0.0, "high": 1.0, "videos": 2} for n in range(3)]
         change = {"proxy_dynamics": {"change": -0.2, "collapsed": 0.5}}
-        scored = Scored({"temporal_flickering": {"a cat": 0.9}}, {}, {"temporal_flickering": points}, change, "no total")
+        scored = Scored(
+            {"temporal_flickering": {"a cat": 0.9}}, {}, {"temporal_flickering": points}, change, "no total"
+        )
         cost = {"teacher": ("shared", 5.0), "distill": (identity, 2.0)}
         return judged({"init": init, "seed": seed}, 0.5, suite={"long": scored}, cost=cost, videos={"a cat": "data:,x"})
 
@@ -163,10 +172,23 @@ def test_curves_costs_and_videos_are_on_the_page():
 SPLIT = "evaluation: {metrics: [shapes_truth]}\nsweep: {student.steps: [1, 2], seed: [0, 1]}"
 
 
-@pytest.mark.parametrize("options", [["--launcher", "slurm", "--cluster-option", "slurm_partition=gpu"], ["--launcher", "local"]])
+@pytest.mark.parametrize(
+    "options", [["--launcher", "slurm", "--cluster-option", "slurm_partition=gpu"], ["--launcher", "local"]]
+)
 def test_a_dry_run_shows_what_would_be_submitted_and_runs_nothing(tmp_path, capsys, options):
     with pytest.raises(SystemExit) as end:
-        cli.main(["sweep", toy_spec(tmp_path, SPLIT), "--runs", str(tmp_path / "runs"), "--dry-run", "--workers", "3", *options])
+        cli.main(
+            [
+                "sweep",
+                toy_spec(tmp_path, SPLIT),
+                "--runs",
+                str(tmp_path / "runs"),
+                "--dry-run",
+                "--workers",
+                "3",
+                *options,
+            ]
+        )
     out = capsys.readouterr().out
     assert end.value.code == 0 and not (tmp_path / "runs" / "distill").exists()
     assert all(f"student.steps={steps} seed={seed}" in out for steps in (1, 2) for seed in (0, 1))
@@ -187,18 +209,23 @@ def test_a_cluster_that_is_not_there_and_an_option_it_lacks_are_clear_errors(tmp
 
 def stand_in(monkeypatch, script):
     """Arms that run a line of Python in place of the experiment."""
-    monkeypatch.setattr(launch.Work, "command", lambda self, root: [sys.executable, "-c", script, str(self.values["n"])])
+    monkeypatch.setattr(
+        launch.Work, "command", lambda self, root: [sys.executable, "-c", script, str(self.values["n"])]
+    )
 
 
 def test_local_workers_are_bounded_and_a_failed_arm_stops_no_other(tmp_path, monkeypatch):
-    stand_in(monkeypatch, f"""if True:
+    stand_in(
+        monkeypatch,
+        f"""if True:
         import os, sys, time
         mine = {str(tmp_path)!r} + "/running" + sys.argv[1]
         open(mine, "w").close()
         count = len([n for n in os.listdir({str(tmp_path)!r}) if n.startswith("running")])
         open({str(tmp_path)!r} + "/seen" + sys.argv[1], "w").write(str(count))
         time.sleep(0.2); os.unlink(mine)
-        sys.exit("error: out of memory" if sys.argv[1] == "2" else 0)""")
+        sys.exit("error: out of memory" if sys.argv[1] == "2" else 0)""",
+    )
     work = [launch.Work("x", (), {"n": n}) for n in range(5)]
     errors = launch.local(work, tmp_path, 2, 1)
     assert [bool(error) for error in errors] == [False, False, True, False, False] and "out of memory" in errors[2]
@@ -215,7 +242,9 @@ def test_submitits_local_executor_runs_a_sweep_and_a_failed_arm_is_reported(tmp_
     done = subprocess.run([*line, *options], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     table = json.loads(done.stdout.splitlines()[-1])
-    assert len(table["arms"]) == 4 and all("student.vbench_long.temporal_flickering" in a["metrics"] for a in table["arms"])
+    assert len(table["arms"]) == 4 and all(
+        "student.vbench_long.temporal_flickering" in a["metrics"] for a in table["arms"]
+    )
     page = next((tmp_path / "runs" / "sweeps").glob("*.html")).read_text()
     assert "submitted 4 jobs" in done.stderr and "Over time" in page and "vbench_long" in page
     again = subprocess.run([*line, "--launcher", "local"], capture_output=True, text=True, env=environment, check=False)

@@ -70,10 +70,7 @@ class Suite:
             UserError: an unreadable list, or a caption that can't name a file.
         """
         path = self.source(closed)
-        if path is not None:
-            found = read_suite(path)
-        else:
-            found = [Prompt(text, CUSTOM) for text in dict.fromkeys(captions)]
+        found = read_suite(path) if path else [Prompt(text, CUSTOM) for text in dict.fromkeys(captions)]
         try:
             for prompt in found:
                 file_name(prompt.text, 0)
@@ -138,7 +135,7 @@ def custom(
 
     Args:
         file: the list of prompts.
-        per_prompt, seconds, fps, limit, dimensions, weights: as for vbench_long; ``seconds`` null is the training length.
+        per_prompt, seconds, fps, limit, dimensions, weights: as for vbench_long; ``seconds`` null: training length.
     """
     names = tuple(dimensions) if dimensions else None
     return Suite("prompts", file, per_prompt, seconds, fps, limit, names, weights, Policy())

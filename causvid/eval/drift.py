@@ -1,4 +1,4 @@
-"""Quality over time: each dimension's score clip by clip, from seconds to minutes, and how far the end is from the start.
+"""Quality over time: each dimension's score clip by clip, from seconds to minutes, and the end against the start.
 
 What goes wrong in long rollouts shows here: drift (any score that falls), saturation (colours that grow ever stronger)
 and motion collapse (a picture that comes to rest).
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 

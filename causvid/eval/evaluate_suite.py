@@ -23,7 +23,7 @@ def evaluate(
     device: str = "cpu",
     show: Callable[[int, int], None] = lambda done, total: None,
 ) -> judging.Evaluation:
-    """Judge a folder of videos and write ``rows.jsonl``, ``results.json`` and ``upstream_eval_results.json`` into ``out``.
+    """Judge a folder of videos and write ``rows.jsonl``, ``results.json``, ``upstream_eval_results.json`` into ``out``.
 
     Goes on where it was stopped. How the videos were sampled is read from ``sampling.json`` beside them.
 

@@ -175,7 +175,7 @@ def judge_folder(
     per_prompt: int,
     asked: Mapping[str, Judge],
     unjudged: Mapping[str, str] | None = None,
-    sampling: Sampling = Sampling(),  # noqa: B008
+    sampling: Sampling = Sampling(),
     show: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
     """Judge a folder's videos; rows that the store has are not computed again.
@@ -255,9 +255,7 @@ def judge_folder(
     )  # fmt: skip
 
 
-def fused(
-    rows: Sequence[Judged], fast: Sequence[Judged], judge: Judge, policy: Policy
-) -> dict[str, float | None]:
+def fused(rows: Sequence[Judged], fast: Sequence[Judged], judge: Judge, policy: Policy) -> dict[str, float | None]:
     """Score of each video, both branches joined where there are two; scenes weigh the same in the fast one."""
     out, firsts = per_video(rows), per_video(fast)
     if judge.mapping is None:

@@ -1,4 +1,4 @@
-"""Published numbers, to be laid beside one's own and marked as quoted: none was measured here, nor under one protocol."""
+"""Published numbers, laid beside one's own and marked as quoted: none was measured here, nor under one protocol."""
 
 from __future__ import annotations
 

@@ -262,17 +262,21 @@ class Judge:
         self._ends = 0
         answer = json.loads(line)
         if "unusable" in answer:
-            raise Unusable(f"can't be loaded: {answer['unusable']}; see {self._log}")
+            raise Unusable(f"{dimension} can't be judged, nothing is loaded: {answer['unusable']}; see {self._log}")
         if "error" in answer:
             raise UserError(f"{dimension} can't be judged: {answer['error']}; see {self._log}")
         return answer["score"]
 
     def close(self) -> None:
-        """End the process."""
+        """End the process; one that is busy is not waited for."""
         if self._process.stdin is not None:
             with suppress(BrokenPipeError):
                 self._process.stdin.close()
-        self._process.wait(timeout=60)
+        try:
+            self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
 
 
 @contextmanager

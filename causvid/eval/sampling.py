@@ -91,11 +91,11 @@ def sample(
     }  # fmt: skip
     path = folder / RECORD
     if path.is_file():
-        theirs = _read(path)
-        differing = [name for name in whole if name not in ("per_prompt", "prompts") and theirs.get(name) != whole[name]]
+        theirs, grows = _read(path), ("per_prompt", "prompts")
+        differing = [name for name in whole if name not in grows and theirs.get(name) != whole[name]]
         if differing:
             raise UserError(
-                f"{folder} holds videos that were sampled otherwise ({', '.join(differing)} differ); take another folder"
+                f"{folder} holds videos that were sampled otherwise ({', '.join(differing)} differ); take another one"
             )
     weights.write_json(path, whole)
     every = jobs(prompts, per_prompt)

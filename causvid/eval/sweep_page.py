@@ -1,4 +1,4 @@
-"""What a sweep says: every arm's scores over its training seeds, and whether it differs from the first arm, the base."""
+"""What a sweep says: every arm's scores over its training seeds, and whether it differs from the first, the base."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Scored:
 
 @dataclass(frozen=True)
 class Judged:
-    """One run: what it sets, its judgements by suite, its timings and costs, its videos and report; or why it failed."""
+    """One run: what it sets, judgements by suite, timings, costs, videos and report; or why it failed."""
 
     values: Mapping[str, Any]
     suites: Mapping[str, Scored]
@@ -67,6 +67,7 @@ class Cell:
     high: float
     over: str
     difference: Difference | None
+    deviation: float = math.nan  # between training seeds
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ class Findings:
         return [
             {"arm": group.label, "seeds": group.seeds, "latency_s": group.latency_s, "mark": self.mark,
              "measures": {name: {"mean": c.mean, "low": c.low, "high": c.high, "over": c.over,
-                                 "to_base": c.difference.as_json() if c.difference else None}
+                                 "deviation": c.deviation, "to_base": c.difference.as_json() if c.difference else None}
                           for name, c in group.cells.items()}}
             for group in self.groups
         ]  # fmt: skip
@@ -227,7 +228,9 @@ def _cell(arm: Arm, statistic: Statistic, difference: Difference | None, turned:
         each, over = values[0][0], "prompts"
         low, high = interval(each.bool() if bool(((each == 0) | (each == 1)).all()) else each)
         return Cell(float(each.mean()), low, high, over, difference)
-    return Cell(-mean, -high, -low, over, difference) if turned else Cell(mean, low, high, over, difference)
+    spread = ablation.deviation(arm, statistic)
+    mean, low, high = (-mean, -high, -low) if turned else (mean, low, high)
+    return Cell(mean, low, high, over, difference, spread)
 
 
 def _could_see(arm: Arm, statistic: Statistic) -> float | None:

@@ -17,7 +17,15 @@ from causvid.eval.tables import CAPTION, PICTURE
 TEMPLATE = Path(__file__).with_name("sweep.html.j2")
 HUES = 8  # colours of the page; from the ninth arm on they come again, dashed
 SHOWN_FIRST = 3  # prompts whose videos are open when the page opens
-DRIFT_FIRST = ("total", "ok", "temporal_flickering", "contrast", "proxy_dynamics", "proxy_saturation", "proxy_sharpness")
+DRIFT_FIRST = (
+    "total",
+    "ok",
+    "temporal_flickering",
+    "contrast",
+    "proxy_dynamics",
+    "proxy_saturation",
+    "proxy_sharpness",
+)
 UNITS = {measure.key: (measure.heading, measure.unit, measure.meaning) for measure in (*CAPTION, *PICTURE)}
 MEANINGS = {
     "temporal_flickering": "VBench, exact: 1 is still; not filtered for static videos",
@@ -31,7 +39,7 @@ MEANINGS = {
 
 @dataclass(frozen=True)
 class Bar:
-    """A row of a bar chart, in drawing units: from ``zero`` to ``at``, whisker from ``low`` to ``high`` (None: no one)."""
+    """A row of a bar chart, in drawing units: from ``zero`` to ``at``, whisker from ``low`` to ``high`` where known."""
 
     arm: int
     label: str
@@ -77,7 +85,9 @@ class Pareto:
 
 def pareto(groups: Sequence[Group], measure: str) -> Pareto | None:
     """Points of quality against latency; None where nothing is known of either."""
-    known = [(i, g, g.latency_s, g.cells[measure].mean) for i, g in enumerate(groups) if g.latency_s and measure in g.cells]
+    known = [
+        (i, g, g.latency_s, g.cells[measure].mean) for i, g in enumerate(groups) if g.latency_s and measure in g.cells
+    ]
     if not known:
         return None
     x, x_ticks = _axis([1000 * s for *_, s, _ in known], charts.LEFT, charts.WIDTH - charts.RIGHT)
@@ -158,7 +168,7 @@ def _over_seeds(group: Group, suite: str, name: str) -> list[tuple[float, float]
 
 
 def collapses(page: Findings) -> list[dict[str, Any]]:
-    """For each arm and long suite: how scores end against how they began, and the shares that came to rest or ran away."""
+    """For each arm and long suite: how scores end against how they began, and what came to rest or ran away."""
     rows = []
     for i, group in enumerate(page.groups):
         for suite in dict.fromkeys(s for run in group.runs for s in run.suites if run.suites[s].drift):
@@ -180,11 +190,11 @@ def costs(page: Findings) -> list[dict[str, Any]]:
     users: dict[tuple[str, str], set[int]] = {}
     for i, group in enumerate(page.groups):
         for run in group.runs:
-            for stage, (identity, _) in run.cost.items():
-                users.setdefault((stage, identity), set()).add(i)
+            for stage, (folder, _) in run.cost.items():
+                users.setdefault((stage, folder), set()).add(i)
     rows = []
     for i, group in enumerate(page.groups):
-        seen = {(s, identity): seconds for run in group.runs for s, (identity, seconds) in run.cost.items()}
+        seen = {(s, folder): seconds for run in group.runs for s, (folder, seconds) in run.cost.items()}
         own = sum(seconds for key, seconds in seen.items() if len(users[key]) == 1)
         stages: dict[str, float] = {}
         for (stage, _), seconds in seen.items():
@@ -204,7 +214,9 @@ def drilldown(page: Findings) -> list[dict[str, Any]]:
             run = next((run for run in group.runs if prompt in run.videos), None)
             if run is None:
                 continue
-            judged = {s: {m: v[prompt] for m, v in found.scores.items() if prompt in v} for s, found in run.suites.items()}
+            judged = {
+                s: {m: v[prompt] for m, v in found.scores.items() if prompt in v} for s, found in run.suites.items()
+            }
             main = [r.suites[suite or HELD_OUT].scores[name][prompt] for r in group.runs
                     if prompt in r.suites.get(suite or HELD_OUT, _NOTHING).scores.get(name, {})]  # fmt: skip
             cells.append({"arm": i, "source": run.videos[prompt], "seed": run.values.get(SEED),
@@ -215,7 +227,7 @@ def drilldown(page: Findings) -> list[dict[str, Any]]:
 
 
 class _Nothing:
-    scores: Mapping[str, Mapping[str, float]] = {}  # noqa: RUF012
+    scores: Mapping[str, Mapping[str, float]] = {}
 
 
 _NOTHING = _Nothing()
@@ -237,7 +249,9 @@ def cards(page: Findings) -> list[dict[str, Any]]:
     for suite, each in page.protocols.items():
         groups: dict[str, dict[str, Any]] = {}
         for arm, protocol in each.items():
-            card = groups.setdefault(identity(protocol), {"suite": suite, "id": identity(protocol), "arms": [], "facts": {}})
+            card = groups.setdefault(
+                identity(protocol), {"suite": suite, "id": identity(protocol), "arms": [], "facts": {}}
+            )
             card["arms"].append(arm)
             card["facts"] = {k: v for k, v in protocol.items() if v not in (None, {}, [])}
         out += list(groups.values())
@@ -258,7 +272,8 @@ def render(page: Findings, about: str = "", files: Mapping[str, str] | None = No
     )  # fmt: skip
     environment.filters.update(number=number, signed=signed, heading=heading, meaning=meaning)
     return environment.get_template(TEMPLATE.name).render(
-        f=page, c=charts, about=about, files=files or {}, pareto=pareto(page.groups, page.measures[0]) if page.measures else None,
+        f=page, c=charts, about=about, files=files or {},
+        pareto=pareto(page.groups, page.measures[0]) if page.measures else None,
         bars=bars(page), drift=drift_charts(page), collapses=collapses(page), costs=costs(page), rows=drilldown(page),
         verdicts=verdicts(page), cards=cards(page), notes=notes(page), quoted=quoted, hues=HUES, shown=SHOWN_FIRST,
         seed=SEED, totals=list(TOTALS),

@@ -1,7 +1,7 @@
 """Judgement of all samples by the spec's metrics: ``metrics.json`` (flat), and ``scores.json`` (per video).
 
-Suites that ``eval`` names are judged from their files: ``SUITE/results.json`` and the rows beside it, and ``suites.json``
-with all of them.
+Suites that ``eval`` names are judged from their files: ``SUITE/results.json`` with the rows beside it, and
+``suites.json`` with all of them.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import Any
 
 from torch import Tensor
 
-from causvid import build, progress, weights
+from causvid import build, progress, tracking, weights
 from causvid.eval import evaluate_suite, reference
 from causvid.eval.benchmarks import Suite
-from causvid.eval.judging import Evaluation
 from causvid.eval.judges import wanted
+from causvid.eval.judging import Evaluation
 from causvid.eval.results import prompts_digest
 from causvid.eval.statistics import interval
 from causvid.registry import register
@@ -94,6 +94,7 @@ class Evaluate:
             context.folder / "scores.json", {"captions": captions, "scores": scores, "protocol": protocol}
         )
         weights.write_json(context.folder / "metrics.json", numbers)
+        tracking.log(context, numbers, captions, scores, judged)
 
 
 def judge(context: Context, suite: Suite, world: build.World, metrics: list[Any]) -> dict[str, Any]:

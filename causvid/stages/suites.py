@@ -1,6 +1,6 @@
 """Samples of the spec's suites: the student's videos of their prompts, as files named as upstream VBench wants them.
 
-Writes a folder ``SUITE/PROMPT-INDEX.mp4`` for each suite that ``eval`` names, and ``SUITE/sampling.json``, which says how.
+Writes ``SUITE/PROMPT-INDEX.mp4`` for each suite that ``eval`` names, and ``SUITE/sampling.json``, which says how.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from causvid.registry import register
 from causvid.runs import Context
 from causvid.spec import Spec
 from causvid.stages.sample import SPLIT, load_student
+
+BATCH = 8  # videos that are sampled at once
 
 
 def suites_of(spec: Spec) -> list[Suite]:
@@ -66,8 +68,8 @@ def latent_frames(suite: Suite, world: build.World, causal: bool) -> int:
     frames = next(n for n in range(1, wanted + 1) if world.codec.pixel_frames(n) >= wanted)
     if frames > trained and not causal:
         raise UserError(
-            f"eval.{suite.name}: {suite.seconds:g} s at {suite.fps:g} fps are {frames} latent frames, and a bidirectional "
-            f"student makes {trained}; lower seconds, or set student.causal"
+            f"eval.{suite.name}: {suite.seconds:g} s at {suite.fps:g} fps are {frames} latent frames, and a "
+            f"bidirectional student makes {trained}; lower seconds, or set student.causal"
         )
     return max(frames, trained) if not causal else frames
 
@@ -96,26 +98,32 @@ class SampleSuites:
         spec = context.spec
         world = build.World(spec)
         student = load_student(context, world, "distill")
-        sampler = build.construct(spec["student.sampler"], times=build.student_times(spec))
         for suite in suites_of(spec):
-            prompts = prompts_of(suite, world, spec["evaluation.samples"])
-            frames = latent_frames(suite, world, spec["student.causal"])
+            sample_suite(suite, context.folder / suite.name, spec, world, student, context.inputs["distill"].name)
 
-            def make(jobs: Sequence[sampling.Job], frames: int = frames) -> list[Tensor]:
-                text = world.text_encoder.encode([job.text for job in jobs])
-                draw = Draw(0, "suite", 0, [job.seed for job in jobs])
-                latents = sampler(student, (frames, *world.latent_shape[1:]), text, draw)
-                return list(world.codec.decode(latents))
 
-            height, width = (side * world.codec.scale for side in world.latent_shape[2:])
-            count = len({prompt.text for prompt in prompts}) * suite.per_prompt
-            with progress.bar(suite.name, count) as show:
-                sampling.sample(
-                    context.folder / suite.name, prompts, suite.per_prompt, make,
-                    {"student": context.inputs["distill"].name, "frames": world.codec.pixel_frames(frames)},
-                    suite.fps, max(1, -(-LEAST_SIDE // min(height, width))), CRF, batch=8,
-                    show=lambda done, total, show=show: show(done, f"of {total} videos"),
-                )  # fmt: skip
+def sample_suite(
+    suite: Suite, folder: Path, spec: Spec, world: build.World, student: Any, name: str, shard: tuple[int, int] = (0, 1)
+) -> int:
+    """Sample a suite, or a shard of it, with a student; ``name`` tells it from others. Returns how many were made."""
+    sampler = build.construct(spec["student.sampler"], times=build.student_times(spec))
+    prompts = prompts_of(suite, world, spec["evaluation.samples"])
+    frames = latent_frames(suite, world, spec["student.causal"])
+
+    def make(jobs: Sequence[sampling.Job]) -> list[Tensor]:
+        text = world.text_encoder.encode([job.text for job in jobs])
+        draw = Draw(0, "suite", 0, [job.seed for job in jobs])
+        latents = sampler(student, (frames, *world.latent_shape[1:]), text, draw)
+        return list(world.codec.decode(latents))
+
+    height, width = (side * world.codec.scale for side in world.latent_shape[2:])
+    with progress.bar(suite.name, len({prompt.text for prompt in prompts}) * suite.per_prompt) as show:
+        return sampling.sample(
+            folder, prompts, suite.per_prompt, make,
+            {"student": name, "frames": world.codec.pixel_frames(frames)},
+            suite.fps, max(1, -(-LEAST_SIDE // min(height, width))), CRF, BATCH, shard,
+            lambda done, total: show(done, f"of {total} videos"),
+        )  # fmt: skip
 
 
 def prompt_files(spec: Spec) -> tuple[Path, ...]:
