@@ -109,13 +109,13 @@ def test_judge_folder_asks_both_and_a_lost_dimension_is_null_and_never_zero(upst
     ]
     for number, prompt in enumerate(prompts):
         write_mp4(upstream / "v" / f"{prompt.text}-0.mp4", moving(number, 8), fps=8)
-    monkeypatch.setattr(judges, "readiness", lambda names, folder, long: {"color": "no"})
+    monkeypatch.setattr(judges, "readiness", lambda names, folder: {"color": "no"})
     (upstream / "w.pth").write_bytes(b"x")
     monkeypatch.setattr(reference, "needed", lambda name, long=False: (Weights("w.pth", "nowhere"),))
     names = ["temporal_flickering", "human_action", "scene"]
     with (
         Store(upstream / "rows") as store,
-        judges.judges(names, upstream, upstream / "log", long=False) as (asked, unjudged),
+        judges.judges(names, upstream, upstream / "log") as (asked, unjudged),
     ):
         found = judging.judge_folder(upstream / "v", prompts, store, Policy(), 1, asked, unjudged)
     out = found.as_json()
@@ -133,7 +133,7 @@ def test_judge_folder_asks_both_and_a_lost_dimension_is_null_and_never_zero(upst
 class Recorder:
     """A judge that notes what it is given, and answers with the mean of the frames."""
 
-    label, weights = "exact: test", {}
+    label, weights, fast_weights, lacks = "exact: test", {}, {}, ""
 
     def __init__(self, name, mapping=None):
         self.dimension, self.mapping, self.seen = dimensions()[name], mapping, []
@@ -174,6 +174,15 @@ def test_a_short_video_is_judged_as_it_is_and_clips_of_a_long_one_lose_nothing(t
     judge = Recorder("subject_consistency", LINE)
     judged(tmp_path, judge, Policy("upstream"))
     assert not any(seen[4] for seen in judge.seen)  # encoded again, with loss, as upstream does
+
+
+def test_a_long_video_without_its_fast_branch_is_not_judged_by_half(tmp_path):
+    write_mp4(tmp_path / "v" / "x-0.mp4", moving(0, 44), fps=8)
+    judge = Recorder("subject_consistency")
+    judge.lacks = "dinov2_vitb14_pretrain.pth missing"
+    with pytest.raises(UserError, match="of long videos: dinov2"):
+        judged(tmp_path, judge, Policy())
+    assert judge.seen == []
 
 
 def test_minutes_are_read_in_parts_and_going_back_finds_the_same_frames(tmp_path):

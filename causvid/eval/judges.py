@@ -85,12 +85,18 @@ def write_lossless(path: Path, frames: np.ndarray, fps: float) -> None:
 
 
 class Judge(Protocol):
-    """Answers for one dimension. ``label`` and ``weights`` (file -> digest) are part of every row's identity."""
+    """Answers for one dimension. ``label`` and ``weights`` (file -> digest) are part of every row's identity.
+
+    ``mapping`` joins both branches of a long video, ``fast_weights`` are those of the fast one; where ``lacks`` says
+    what that branch is without, long videos can't be judged.
+    """
 
     dimension: type[Dimension]
     label: str
     weights: Mapping[str, str]
+    fast_weights: Mapping[str, str]
     mapping: Mapping101 | None
+    lacks: str
 
     def score(self, clip: Clip, branch: Branch) -> float | None: ...
 
@@ -98,12 +104,13 @@ class Judge(Protocol):
 class Ours:
     """A dimension computed here from frames alone."""
 
-    mapping = None
+    mapping, lacks = None, ""
 
     def __init__(self, target: type[FrameDimension]) -> None:
         self.dimension, self._judge = target, target()
         self.label = f"{target.fidelity}: causvid, version {target.version}"
         self.weights: Mapping[str, str] = {}
+        self.fast_weights: Mapping[str, str] = {}
 
     def score(self, clip: Clip, branch: Branch) -> float | None:
         return self._judge.score(clip.frames[..., ::-1])
@@ -112,12 +119,15 @@ class Ours:
 class Theirs:
     """A dimension asked of upstream's code, in a subprocess that all dimensions share."""
 
-    def __init__(self, name: str, process: reference.Judge, folder: Path, long: bool) -> None:
+    def __init__(self, name: str, process: reference.Judge, folder: Path) -> None:
         self.dimension, self._name, self._process = dimensions()[name], name, process
         self.label = f"reference: {reference.JUDGE} ({reference.environment().name}), version {self.dimension.version}"
-        self.weights = {f.path: weights.digest(folder / f.path) for f in reference.needed(name, long)}
-        table = TABLES.get(name) if long and self.dimension.fast_branch else None
-        self.mapping = read_mapping(folder / table.path) if table else None
+        self.weights = {f.path: weights.digest(folder / f.path) for f in reference.needed(name)}
+        self.lacks, self.fast_weights, self.mapping = fast_lacks(name, folder), {}, None
+        if self.dimension.fast_branch and not self.lacks:
+            more = [file for file in reference.needed(name, True) if file.path not in self.weights]
+            self.fast_weights = {file.path: weights.digest(folder / file.path) for file in more}
+            self.mapping = read_mapping(folder / TABLES[name].path)
 
     def score(self, clip: Clip, branch: Branch) -> float | None:
         asked = self._name if branch == "slow" else f"{self._name}.fast"
@@ -142,7 +152,7 @@ def wanted(names: Sequence[str] | None) -> list[str]:
     return list(names or dimensions())
 
 
-def readiness(names: Sequence[str] | None, folder: Path | None, long: bool) -> dict[str, str]:
+def readiness(names: Sequence[str] | None, folder: Path | None) -> dict[str, str]:
     """Of the dimensions asked for, those that can't be judged, and why; ``folder`` holds the weights, None: no judge.
 
     Raises:
@@ -152,33 +162,40 @@ def readiness(names: Sequence[str] | None, folder: Path | None, long: bool) -> d
     theirs = [name for name in wanted(names) if not issubclass(known[name], FrameDimension)]
     if folder is None:
         return dict.fromkeys(theirs, "needs the reference judge: give the folder of its weights, --weights")
-    found = reference.doctor(folder, long) if theirs else {}
+    found = reference.doctor(folder) if theirs else {}
     return {name: "; ".join(need.short for need in found[name]) for name in theirs if found[name]}
 
 
+def fast_lacks(name: str, folder: Path) -> str:
+    """Which files the fast branch of long videos is without; empty where it lacks none, or there is no such branch."""
+    short = reference.missing_files(name, folder)
+    return "; ".join(need.short for need in reference.missing_files(name, folder, True) if need not in short)
+
+
 def require(names: Sequence[str] | None, folder: Path | None, long: bool) -> dict[str, str]:
-    """As :func:`readiness`, but what is asked for by name must be ready.
+    """As :func:`readiness`, but what is asked for by name must be ready, for ``long`` videos too.
 
     Raises:
         UserError: an unknown name; one that was asked for by name and can't be judged.
     """
-    missing = readiness(names, folder, long)
+    missing = readiness(names, folder)
     for name in names or ():
-        if name in missing:
-            raise UserError(f"'{name}' can't be judged: {missing[name]}; see 'causvid doctor vbench'")
+        reason = missing.get(name) or (fast_lacks(name, folder) if long and folder else "")
+        if reason:
+            raise UserError(f"'{name}' can't be judged: {reason}; see 'causvid doctor vbench --long'")
     return missing
 
 
 @contextmanager
 def judges(
-    names: Sequence[str] | None, folder: Path | None, log: Path, device: str = "cpu", long: bool = True
+    names: Sequence[str] | None, folder: Path | None, log: Path, device: str = "cpu"
 ) -> Iterator[tuple[dict[str, Judge], dict[str, str]]]:
     """(a judge by dimension, the others with the reason why not); the reference judge runs only if it is needed.
 
     Raises:
         UserError: an unknown name; one that was asked for by name and can't be judged.
     """
-    known, missing = dimensions(), require(names, folder, long)
+    known, missing = dimensions(), require(names, folder, False)
     able = [name for name in wanted(names) if name not in missing]
     theirs = [name for name in able if not issubclass(known[name], FrameDimension)]
     found: dict[str, Judge] = {n: Ours(t) for n in able if issubclass(t := known[n], FrameDimension)}
@@ -186,7 +203,7 @@ def judges(
         yield found, missing
         return
     with reference.judge(folder, log, device) as process:
-        found |= {name: Theirs(name, process, folder, long) for name in theirs}
+        found |= {name: Theirs(name, process, folder) for name in theirs}
         yield {name: found[name] for name in able}, missing
 
 

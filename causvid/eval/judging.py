@@ -116,14 +116,16 @@ def questions(
         if scale is not None and name not in prompt.dimensions:
             continue
         compared = json.dumps([prompt.text, prompt.auxiliary.get(name)]) if scale and scale.half == "semantic" else None
-        known = (name, dimension.version, judge.label, judge.weights, decoder(), policy.label, compared)
+        known = (name, dimension.version, judge.label)
+        rest = (decoder(), policy.label, compared)
         by_scene = [clips_of(footage, name, prompt, policy, part) for part in parts]
         for number, cut in enumerate(cut for cuts in by_scene for cut in cuts):
             named = f"{stem}_{number:03d}.mp4" if long else video.path.name
-            out.append(Asked(Question(digest, number, cut, *known), name, "slow", (cut,), named))
+            out.append(Asked(Question(digest, number, cut, *known, judge.weights, *rest), name, "slow", (cut,), named))
         for number, cuts in enumerate(by_scene):
             if judge.mapping is not None and len(cuts) > 1:
-                question = Question(digest, number, (cuts[0][0], cuts[-1][1]), *known, "fast")
+                span = (cuts[0][0], cuts[-1][1])
+                question = Question(digest, number, span, *known, judge.fast_weights, *rest, "fast")
                 firsts = tuple((start, start + 1) for start, _ in cuts)
                 out.append(Asked(question, name, "fast", firsts, f"{stem}.mp4"))
     yield from sorted(out, key=lambda each: (each.branch == "fast", each.cuts[0], each.cuts[-1]))
@@ -212,6 +214,9 @@ def judge_folder(
             for item in each:
                 if item.dimension in failed or item.dimension in lost:
                     continue
+                if able[item.dimension].lacks and footage.seconds >= LONG_SECONDS:
+                    lost[item.dimension] = f"of long videos: {able[item.dimension].lacks}"
+                    continue
                 try:
                     if item.question not in store:
                         score = able[item.dimension].score(reader.clip(item), item.branch)
@@ -245,7 +250,12 @@ def judge_folder(
         results.prompts_digest(prompt.text for prompt in prompts),
         results.prompts_digest(prompt.generating for prompt in prompts),
         per_prompt, policy.label, decoder(), {name: asked[name].label for name in ordered},
-        {file: digest for name in ordered for file, digest in asked[name].weights.items()},
+        {
+            file: digest
+            for name in ordered
+            for used in (asked[name].weights, asked[name].fast_weights if name in fast else {})
+            for file, digest in used.items()
+        },
         sampling.seeds, sampling.codec, sampling.length,
     )  # fmt: skip
     scores = official(scored)

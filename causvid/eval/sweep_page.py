@@ -234,8 +234,9 @@ def _cell(arm: Arm, statistic: Statistic, difference: Difference | None, turned:
 
 
 def _could_see(arm: Arm, statistic: Statistic) -> float | None:
+    """None of one seed, and where all seeds agree to the last digit, which says nothing of their spread."""
     seeds = len(ablation.per_seed(arm, statistic))
-    return ablation.detectable(arm, statistic, seeds) if seeds > 1 else None
+    return (ablation.detectable(arm, statistic, seeds) or None) if seeds > 1 else None
 
 
 def number(value: float | None, places: int = 3) -> str:
