@@ -11,6 +11,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from toy import toy_spec
 
 from causvid import cli, experiment, launch
@@ -167,6 +168,31 @@ def test_curves_costs_and_videos_are_on_the_page():
         assert word in text, word
     rows = sum(len(table.rows) for table in quoted.TABLES)
     assert text.count('<span class="quoted">quoted</span>') == rows + 1  # every row is marked, and the heading
+
+
+def twin(name, seeds, trial):
+    """An arm of one spec: scores of ten prompts with an effect of the training seed, in eight measures."""
+    g = torch.Generator().manual_seed(trial)
+    out = []
+    for seed in seeds:
+        between = torch.randn(8, 1, generator=g) * 0.05
+        values = (0.5 + torch.linspace(-0.2, 0.2, 10) + between + torch.randn(8, 10, generator=g) * 0.1).tolist()
+        table = {f"m{m}": {f"p{p}": v for p, v in enumerate(row)} for m, row in enumerate(values)}
+        out.append(Judged({"about": name, "seed": seed}, {HELD_OUT: Scored(table)}))
+    return out
+
+
+@pytest.mark.parametrize(("seeds", "trials"), [(2, 120), (4, 120), (5, 12)])
+def test_a_a_arms_come_out_inconclusive_on_whole_pages(seeds, trials):
+    """Two arms of one spec with disjoint training seeds: at most 5% of the pages may call any measure different."""
+    wrong = 0
+    for trial in range(trials):
+        page = findings(
+            "a/a", [*twin("a", range(seeds), 2 * trial), *twin("b", range(seeds, 2 * seeds), 2 * trial + 1)]
+        )
+        verdicts = {cell.difference.verdict for cell in page.groups[1].cells.values()}
+        wrong += verdicts != {"inconclusive"}
+    assert wrong / trials <= 0.05 + 2 * (0.05 * 0.95 / trials) ** 0.5
 
 
 SPLIT = "evaluation: {metrics: [shapes_truth]}\nsweep: {student.steps: [1, 2], seed: [0, 1]}"

@@ -90,6 +90,22 @@ def test_a_judge_without_weights_says_so_and_downloads_nothing(tmp_path, both):
     assert not any(path.is_file() for path in (tmp_path / "none").rglob("*"))
 
 
+def test_the_command_asks_every_judge_that_is_ready(tmp_path, both):
+    """Random networks have other sizes than the published ones, so only files without a known size are ready here."""
+    theirs, _, videos, weights = both
+    (tmp_path / "prompts.txt").write_text("clip 0\nclip 1\n")
+    line = ["eval", "videos", str(videos), "--prompts", str(tmp_path / "prompts.txt"), "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, [*line, "--per-prompt", "1", "--weights", str(weights), "--json"])
+    out = json.loads(result.stdout.splitlines()[-1])
+    assert result.exit_code == 3 and out["problems"] == [] and "ViT-L-14.pt" in out["unjudged"]["aesthetic_quality"]
+    for name in ("subject_consistency", "motion_smoothness", "dynamic_degree", "temporal_flickering"):
+        mean = sum(theirs[name].values()) / len(theirs[name])
+        assert out["scores"][name] == pytest.approx(mean, abs=1e-5), name
+        assert name == "temporal_flickering" or out["protocol"]["judges"][name].startswith("reference: vbench 0.1.5")
+    assert out["scores"]["aesthetic_quality"] is None and out["totals"]["quality"] is None
+    assert any(file.endswith("raft-things.pth") for file in out["protocol"]["weights"])
+
+
 def test_the_doctor_finds_what_is_there(both):
     *_, weights = both
     result = CliRunner().invoke(app, ["doctor", "vbench", "--weights", str(weights), "--json"])

@@ -104,10 +104,12 @@ class Judge(Protocol):
 class Ours:
     """A dimension computed here from frames alone."""
 
-    mapping, lacks = None, ""
+    mapping: Mapping101 | None = None
+    lacks: str = ""
 
     def __init__(self, target: type[FrameDimension]) -> None:
-        self.dimension, self._judge = target, target()
+        self.dimension: type[Dimension] = target
+        self._judge = target()
         self.label = f"{target.fidelity}: causvid, version {target.version}"
         self.weights: Mapping[str, str] = {}
         self.fast_weights: Mapping[str, str] = {}
@@ -120,10 +122,13 @@ class Theirs:
     """A dimension asked of upstream's code, in a subprocess that all dimensions share."""
 
     def __init__(self, name: str, process: reference.Judge, folder: Path) -> None:
-        self.dimension, self._name, self._process = dimensions()[name], name, process
+        self.dimension: type[Dimension] = dimensions()[name]
+        self._name, self._process = name, process
         self.label = f"reference: {reference.JUDGE} ({reference.environment().name}), version {self.dimension.version}"
-        self.weights = {f.path: weights.digest(folder / f.path) for f in reference.needed(name)}
-        self.lacks, self.fast_weights, self.mapping = fast_lacks(name, folder), {}, None
+        self.weights: Mapping[str, str] = {f.path: weights.digest(folder / f.path) for f in reference.needed(name)}
+        self.fast_weights: Mapping[str, str] = {}
+        self.mapping: Mapping101 | None = None
+        self.lacks = fast_lacks(name, folder)
         if self.dimension.fast_branch and not self.lacks:
             more = [file for file in reference.needed(name, True) if file.path not in self.weights]
             self.fast_weights = {file.path: weights.digest(folder / file.path) for file in more}

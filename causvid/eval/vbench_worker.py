@@ -62,7 +62,7 @@ def upstream_long(name: str, folder: Path) -> Any:
         sys.path.append(str(code))
     files = importlib.import_module("torchvision.io")
     if not hasattr(files, "write_video"):
-        files.write_video = None  # gone from current torchvision; only the splitting of videos calls it
+        vars(files)["write_video"] = None  # gone from current torchvision; only the splitting of videos calls it
     unused = {"scenedetect": ("open_video", "SceneManager", "split_video_ffmpeg"), "dreamsim": ("dreamsim",),
               "scenedetect.detectors": ("ContentDetector",), "scenedetect.video_splitter": ("split_video_ffmpeg",),
               "moviepy": (), "moviepy.editor": ("VideoFileClip",)}  # fmt: skip
