@@ -185,6 +185,16 @@ def test_a_long_video_without_its_fast_branch_is_not_judged_by_half(tmp_path):
     assert judge.seen == []
 
 
+@pytest.mark.parametrize("answer", [None, float("nan"), float("inf")])
+def test_an_answer_that_is_no_score_is_listed_and_is_no_zero(tmp_path, monkeypatch, answer):
+    for number in range(2):
+        write_mp4(tmp_path / "v" / f"{'xy'[number]}-0.mp4", moving(number, 8), fps=8)
+    judge = Recorder("subject_consistency")
+    monkeypatch.setattr(judge, "score", lambda clip, branch: 0.5 if clip.name == "x-0.mp4" else answer)
+    found = judged(tmp_path, judge, Policy(), [Prompt("x", CUSTOM), Prompt("y", CUSTOM)])
+    assert found.scores == {"subject_consistency": 0.5} and [name for name, _ in found.problems] == ["y-0.mp4"]
+
+
 def test_minutes_are_read_in_parts_and_going_back_finds_the_same_frames(tmp_path):
     write_mp4(tmp_path / "a.mp4", moving(3, 40), fps=8)
     whole, footage = decode(tmp_path / "a.mp4").frames, Footage(tmp_path / "a.mp4")

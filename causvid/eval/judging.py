@@ -220,11 +220,13 @@ def judge_folder(
                 try:
                     if item.question not in store:
                         score = able[item.dimension].score(reader.clip(item), item.branch)
+                        if score is None and able[item.dimension].dimension.pooling != "found_only":
+                            raise UserError("the judge has nothing to say")
                         store.append(Row(item.question, score))
                     answers.append((item, store[item.question]))
                 except Unusable as error:
                     lost[item.dimension] = str(error)
-                except UserError as error:
+                except (UserError, ValueError) as error:  # a score that is no number, frames that are none
                     failed[item.dimension] = str(error)
         footage.close()
         problems += [(name, f"{dimension}: {reason}") for dimension, reason in failed.items()]

@@ -30,6 +30,7 @@ class Quoted:
     source: str
     columns: tuple[str, ...]
     rows: Sequence[tuple[str, tuple[float, ...]]]
+    places: int = 2  # decimals, as printed
 
 
 # CausVid, table 7: total, quality, semantic, then the sixteen.
@@ -69,6 +70,7 @@ CAUSVID_ABLATION = Quoted(
         ("4 steps: causal teacher, ODE initialisation", (91.9, 61.7, 28.2)),
         ("4 steps: bidirectional teacher, ODE initialisation", (94.7, 64.4, 30.1)),
     ),
+    places=1,
 )
 
 CAUSAL_FORCING = Quoted(

@@ -253,9 +253,20 @@ def cards(page: Findings) -> list[dict[str, Any]]:
                 identity(protocol), {"suite": suite, "id": identity(protocol), "arms": [], "facts": {}}
             )
             card["arms"].append(arm)
-            card["facts"] = {k: v for k, v in protocol.items() if v not in (None, {}, [])}
+            card["facts"] = {k: _fact(v) for k, v in protocol.items() if v not in (None, {}, [])}
         out += list(groups.values())
     return out
+
+
+def _fact(value: Any) -> Any:
+    """A protocol's value for eyes: components of a list by name, with what options they have."""
+    if not isinstance(value, (list, tuple)):
+        return value
+    parts = [dict(each) if isinstance(each, Mapping) else {"name": each} for each in value]
+    return ", ".join(
+        str(part.pop("name", "")) + (f" ({', '.join(f'{k}={v}' for k, v in part.items())})" if part else "")
+        for part in parts
+    )
 
 
 def notes(page: Findings) -> dict[str, str]:
