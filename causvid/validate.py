@@ -117,10 +117,15 @@ def _components(group: str, value: Any, path: str, errors: list[str]) -> list[An
 
 
 def _group_of(groups: str, value: Any) -> str:
-    """Of several groups, ``a|b``, the one that has the component's name; the first where none has."""
+    """Of several groups, ``a|b``, the one that has the component's name; the first where none has.
+
+    A component of the user's own, ``module:Thing``, is of the last.
+    """
     name, names = value.get("name") if isinstance(value, Mapping) else value, groups.split("|")
     if len(names) == 1:
         return groups
+    if isinstance(name, str) and ":" in name:
+        return names[-1]
     return next((group for group in names if name in registry.components(group)), names[0])
 
 
