@@ -48,31 +48,39 @@ def run(
     causvid run tiny/causvid student.steps=2 --json
 
     causvid run my_spec.yaml runtime.threads=1
+
+    torchrun --nproc-per-node 8 -m causvid run wan/causal_dmd runtime.weights=Wan2.1-T2V-1.3B
     """
-    from causvid import experiment
+    from causvid import experiment, ranks
 
     outcome = experiment.run(spec, overrides or [], runs)
-    print(json.dumps(outcome.as_json()) if as_json else outcome.report or outcome.run)
+    if ranks.first():
+        print(json.dumps(outcome.as_json()) if as_json else outcome.report or outcome.run)
 
 
 @app.command(no_args_is_help=True)
 def plan(
     spec: SpecArgument, overrides: Overrides = None, runs: RunsOption = DEFAULT_RUNS, as_json: JsonOption = False
 ) -> None:
-    """Say what a run would do, stage by stage, and why; nothing is executed.
+    """Say what a run would do, stage by stage, why, and what it costs; nothing is executed, and no GPU is needed.
 
-    [bold]Example[/]
+    [bold]Examples[/]
 
     causvid plan tiny/causvid student.steps=2
+
+    causvid plan wan/causal_dmd runtime.gpus=1 runtime.memory=24GB
     """
     from causvid import experiment
+    from causvid.progress import say
 
-    rows = experiment.explain(spec, overrides or [], runs)
+    rows, costs = experiment.explained(spec, overrides or [], runs)
     if as_json:
         print(json.dumps(rows))
         return
     for row in rows:
         print(f"{row['stage']:<15} {row['identity']}  {row['state']}")
+    for line in costs:
+        say(line)
 
 
 @app.command(name="list")

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from causvid import checks, progress, registry, runs
+from causvid import build, checks, costs, progress, ranks, registry, runs
 from causvid import spec as specs
 from causvid.errors import UserError
 from causvid.spec import Spec
@@ -55,11 +55,25 @@ def plan(spec: Spec, target: str | None = None) -> list[runs.Node]:
     return runs.graph(spec, stages(), target or spec["until"])
 
 
-def explain(name: str, overrides: Sequence[str], root: Path) -> list[dict[str, str]]:
-    """For each stage of a spec: its name, identity, and whether and why it would run."""
+def explain(name: str, overrides: Sequence[str], root: Path) -> list[dict[str, Any]]:
+    """For each stage of a spec: its name, identity, whether and why it would run, and what it costs."""
+    return explained(name, overrides, root)[0]
+
+
+def explained(name: str, overrides: Sequence[str], root: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """(what :func:`explain` tells, lines about the costs for a person)."""
     store = runs.Store(root.resolve())
-    nodes = plan(single(name, overrides))
-    return [{"stage": n.name, "identity": n.identity, "state": store.explain(n)} for n in nodes]
+    spec = single(name, overrides)
+    nodes = plan(spec)
+    gpus = max(1, spec["runtime.gpus"] or ranks.count())
+    # The formulas are those of one network.
+    found = costs.of(spec, [node.name for node in nodes], gpus) if spec["model"]["name"] == "dit" else []
+    by_stage = {cost.stage: cost.as_json() for cost in found}
+    rows = [
+        {"stage": n.name, "identity": n.identity, "state": store.explain(n), "cost": by_stage.get(n.name)}
+        for n in nodes
+    ]
+    return rows, costs.lines(spec, found)
 
 
 def single(name: str, overrides: Sequence[str]) -> Spec:
@@ -147,10 +161,23 @@ def run(name: str, overrides: Sequence[str], root: Path) -> Outcome:
 
 
 def run_spec(spec: Spec, root: Path) -> Outcome:
-    """Run what is not done of a loaded spec."""
+    """Run what is not done of a loaded spec, with all processes that ``torchrun`` started.
+
+    Raises:
+        UserError: they are not as many as ``runtime.gpus``.
+    """
     set_threads(spec)
+    build.device(spec)  # joins the processes
+    wanted = spec["runtime.gpus"]
+    if wanted not in (0, ranks.count()):
+        raise UserError(
+            f"runtime.gpus is {wanted}, and {ranks.count()} process(es) run: start them with torchrun --nproc-per-node "
+            f"{wanted} -m causvid run {spec.name} (on several machines: docs/wan.md)"
+        )
+    if not ranks.first():
+        progress.silence()
     store = runs.Store(root.resolve())
-    nodes = plan(spec)
+    nodes = ranks.agreed(lambda: plan(spec))
     executed, skipped = store.execute(nodes, spec, progress.say)
     return outcome(nodes, store, executed, skipped)
 

@@ -23,7 +23,7 @@ T = TypeVar("T", bound=Callable[..., Any])
 # group -> modules that hold its built-in components
 GROUPS: dict[str, tuple[str, ...]] = {
     "model": ("causvid.models.dit",),
-    "codec": ("causvid.models.codecs", "causvid.models.wan_vae"),
+    "codec": ("causvid.models.codecs", "causvid.models.wan_vae", "causvid.models.tiny_vae"),
     "text_encoder": ("causvid.models.text", "causvid.models.umt5"),
     "mask": ("causvid.attention.masks",),
     "position": ("causvid.attention.positions",),

@@ -19,14 +19,14 @@ import subprocess
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
 
-from causvid import weights
+from causvid import ranks, weights
 from causvid.errors import UserError
 from causvid.fingerprint import sources
 from causvid.spec import Spec
@@ -39,7 +39,8 @@ class Stage(Protocol):
     """One step of an experiment: reads part of the spec and other stages' folders, and fills a folder of its own.
 
     A stage whose result shows the spec's name or its base has a ``title(spec)`` beside, which counts as a value; one
-    that depends on more than values and files, as on which judges are there, has ``facts(spec)``.
+    that depends on more than values and files, as on which judges are there, has ``facts(spec)``. One that several
+    processes work on together says so by ``shared(spec)``; others are done by the first process alone.
     """
 
     name: str
@@ -167,22 +168,26 @@ class Store:
         skipped: list[str] = []
         by_name = {node.name: node for node in [*others, *nodes]}
         for node in nodes:
-            if self.done(node) and not again:
+            if ranks.agreed(partial(self.done, node)) and not again:
                 skipped.append(node.name)
                 continue
-            with self.locked(node, say) as folder:
-                if self.done(node) and not again:
+            with self.locked(node, say) if ranks.first() else nullcontext(self.folder(node)) as folder:
+                if ranks.agreed(partial(self.done, node)) and not again:
                     skipped.append(node.name)
                     continue
-                weights.write_json(folder / "record.json", node.record)
+                if ranks.first():
+                    weights.write_json(folder / "record.json", node.record)
                 inputs = {name: self.folder(by_name[name]) for name in node.record["inputs"]}
                 begin = time.monotonic()
                 context = Context(spec, folder, inputs, say)
                 say(f"{node.name}: {'goes on' if context.checkpoint.is_file() else 'begins'} in {folder}")
-                _run(node, context)
+                if ranks.first() or (hasattr(node.stage, "shared") and node.stage.shared(spec)):  # type: ignore[attr-defined]
+                    _run(node, context)
+                ranks.wait()
                 done = {"stage": node.name, "identity": node.identity, "seconds": round(time.monotonic() - begin, 3)}
-                weights.write_json(folder / "DONE", {**done, "environment": environment()})
-                context.checkpoint.unlink(missing_ok=True)
+                if ranks.first():
+                    weights.write_json(folder / "DONE", {**done, "environment": environment()})
+                    context.checkpoint.unlink(missing_ok=True)
                 say(f"{node.name}: done in {done['seconds']:.1f} s")
             executed.append(node.name)
         return executed, skipped
@@ -241,7 +246,7 @@ def environment() -> dict[str, Any]:
             packages[name] = None
     return {
         "packages": packages, "python": platform.python_version(), "machine": platform.machine(),
-        "threads": torch.get_num_threads(), "commit": _commit(),
+        "threads": torch.get_num_threads(), "processes": ranks.count(), "commit": _commit(),
     }  # fmt: skip
 
 

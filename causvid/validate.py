@@ -19,7 +19,7 @@ from causvid.schema import OPTIONS
 
 # Arguments that the builder supplies; a spec may not set them.
 SUPPLIED: dict[str, tuple[str, ...]] = {
-    "model": ("channels", "text_dim", "mask", "position", "kernel"),
+    "model": ("channels", "text_dim", "mask", "position", "kernel", "precision"),
     "codec": ("weights", "device", "dtype"),
     "text_encoder": ("vocabulary", "weights", "store", "device", "dtype"),
     "dataset": ("codec", "text_encoder"),
@@ -73,6 +73,8 @@ def section(schema: type, data: Any, path: str, errors: list[str]) -> dict[str, 
             out[key] = section(typing.cast(type, hints[key]), value, where, errors)
         elif group and typing.get_origin(hints[key]) is not None:
             out[key] = _components(group, value, where, errors)
+        elif group and value is None and f.default is None:
+            out[key] = None
         elif group:
             out[key] = _component(group, value, where, errors)
         else:

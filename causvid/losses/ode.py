@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from causvid import ranks
 from causvid.errors import UserError
 from causvid.registry import register
 from causvid.schedule import state_indices
@@ -44,8 +45,7 @@ class OdeRegression:
         context = target if self.context == "clean" else None
         output = scene.nets["student"](x_t, t, scene.text, context=context)
         error = (output.x0 - target).pow(2).mean((2, 3, 4))
-        counts = (t > 0).to(error.dtype)
-        return LossOutput((error * counts).sum() / counts.sum().clamp(min=1))
+        return LossOutput(ranks.weighted_mean(error, (t > 0).to(error.dtype)))
 
 
 def gather_states(trajectory: Trajectory, chosen: Tensor) -> tuple[Tensor, Tensor]:

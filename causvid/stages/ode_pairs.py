@@ -7,16 +7,18 @@ goes on with the next batch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from causvid import build, progress, weights
+from causvid import build, progress, ranks, weights
 from causvid.errors import UserError
 from causvid.randomness import Draw
 from causvid.registry import register
 from causvid.runs import Context
 from causvid.spec import Spec
+from causvid.tensor_files import TensorFiles, open_tensors
 from causvid.types import Trajectory
 
 
@@ -26,8 +28,11 @@ class OdePairs:
 
     name = "ode_pairs"
 
+    def shared(self, spec: Spec) -> bool:
+        return True
+
     def reads(self, spec: Spec) -> tuple[str, ...]:
-        return (*build.teacher_reads(spec), "teacher_sampling", "ode_pairs")
+        return (*build.teacher_reads(spec), "teacher_sampling", "ode_pairs", "precision")
 
     def inputs(self, spec: Spec) -> tuple[str, ...]:
         return ("teacher",)
@@ -39,6 +44,7 @@ class OdePairs:
         spec = context.spec
         options = spec["ode_pairs"]
         world = build.World(spec)
+        world.ready_text()
         teacher = build.load_network(
             spec,
             world,
@@ -51,12 +57,13 @@ class OdePairs:
         count, batch = options["count"], options["batch"]
         with progress.bar("ode pairs", count) as show:
             for start in range(0, count, batch):
-                path = context.folder / f"pairs-{start // batch:04d}.safetensors"
-                if not path.is_file():
+                number = start // batch
+                path = context.folder / f"pairs-{number:04d}.safetensors"
+                if number % ranks.count() == ranks.number() and not path.is_file():
                     samples = range(start, min(start + batch, count))
                     _, text, unconditional = world.batch(samples)
                     # Pairs are data, not training: every seed of an experiment regresses the same ones.
-                    noise = Draw(0, "ode_pairs", 0, samples).normal("noise", *world.latent_shape)
+                    noise = Draw(0, "ode_pairs", 0, samples, world.device).normal("noise", *world.latent_shape)
                     trajectory = solver(teacher, noise, text, unconditional, keep)
                     weights.write_tensors(
                         path,
@@ -68,13 +75,31 @@ class OdePairs:
                 show(min(start + batch, count))
 
 
-def read_pairs(folder: Path) -> Trajectory:
-    """All pairs of a finished stage, in the order of their samples: states ``k b f c h w`` in fp16.
+class Pairs:
+    """Pairs of a finished stage, in the order of their samples; a pair is read when it is asked for.
+
+    Attributes:
+        times: times of the states.
 
     Raises:
-        UserError: files are missing or disagree on their times.
+        UserError: files are missing, damaged, or disagree on their times.
     """
-    parts = [weights.read_tensors(path)[0] for path in sorted(folder.glob("pairs-*.safetensors"))]
-    if not parts or any(not torch.equal(part["times"], parts[0]["times"]) for part in parts):
-        raise UserError(f"{folder} holds no pairs, or pairs of different times; delete it and run again")
-    return Trajectory(torch.cat([part["states"] for part in parts], dim=1), parts[0]["times"])
+
+    def __init__(self, folder: Path) -> None:
+        files = [open_tensors(path) for path in sorted(folder.glob("pairs-*.safetensors"))]
+        times = [file.read("times") for file in files]
+        if not files or any(not torch.equal(each, times[0]) for each in times):
+            raise UserError(f"{folder} holds no pairs, or pairs of different times; delete it and run again")
+        self.times = times[0]
+        self._where = [(file, row) for file in files for row in range(file.shapes["states"][1])]
+
+    def __len__(self) -> int:
+        return len(self._where)
+
+    def rows(self, indices: Sequence[int]) -> Trajectory:
+        """Trajectories of these pairs, states ``k b f c h w`` in fp32."""
+        parts = [file.part("states", (slice(None), slice(row, row + 1))) for file, row in map(self._at, indices)]
+        return Trajectory(torch.cat(parts, dim=1).float(), self.times)
+
+    def _at(self, index: int) -> tuple[TensorFiles, int]:
+        return self._where[index]

@@ -111,8 +111,8 @@ def sample_suite(
     frames = latent_frames(suite, world, spec["student.causal"])
 
     def make(jobs: Sequence[sampling.Job]) -> list[Tensor]:
-        text = world.text_encoder.encode([job.text for job in jobs])
-        draw = Draw(0, "suite", 0, [job.seed for job in jobs])
+        text = world.text_encoder.encode([job.text for job in jobs]).to(world.device)
+        draw = Draw(0, "suite", 0, [job.seed for job in jobs], world.device)
         latents = sampler(student, (frames, *world.latent_shape[1:]), text, draw)
         return list(world.codec.decode(latents))
 
