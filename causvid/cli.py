@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from causvid import cli_data, cli_eval, cli_generate, cli_vbench, cli_wan
+from causvid import cli_data, cli_eval, cli_generate, cli_sweep, cli_vbench, cli_wan
 from causvid.errors import UserError
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ app = typer.Typer(
 )  # fmt: skip
 app.add_typer(cli_generate.app)
 app.add_typer(cli_wan.app)
+app.add_typer(cli_sweep.app)
 
 app.add_typer(cli_eval.app, name="eval")
 app.add_typer(cli_vbench.app, name="vbench")
@@ -55,37 +56,6 @@ def run(
     outcome = experiment.run(spec, overrides or [], runs)
     if ranks.first():
         print(json.dumps(outcome.as_json()) if as_json else outcome.report or outcome.run)
-
-
-@app.command(no_args_is_help=True)
-def sweep(
-    spec: SpecArgument, overrides: Overrides = None, runs: RunsOption = DEFAULT_RUNS, as_json: JsonOption = False,
-    status: Annotated[bool, typer.Option("--status", help="Only say how far each arm is.")] = False,
-) -> None:  # fmt: skip
-    """Run every arm of a spec's sweep, and compare them on a page; stages that arms share run once.
-
-    An arm that fails does not stop the others; the exit status is then 3.
-
-    [bold]Examples[/]
-
-    causvid sweep ablations/steps
-
-    causvid sweep ablations/teacher_x_init seed=1
-    """
-    from causvid import experiment
-
-    if status:
-        rows = experiment.sweep_status(spec, overrides or [], runs)
-        for row in rows if not as_json else []:
-            print(f"{row['done']:>3} of {row['stages']} stages  {json.dumps(row['arm'])}  {row['next']}".rstrip())
-        if as_json:
-            print(json.dumps(rows))
-        return
-    arms = experiment.sweep(spec, overrides or [], runs)
-    path = experiment.write_sweep(spec, arms, runs)
-    print(json.dumps(json.loads(path.read_text())) if as_json else path)
-    if any(arm.error for arm in arms):
-        raise typer.Exit(3)
 
 
 @app.command(no_args_is_help=True)

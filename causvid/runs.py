@@ -38,8 +38,9 @@ EXTRAS = {"torchtune": "train", "torchao": "train", "wandb": "wandb"}
 class Stage(Protocol):
     """One step of an experiment: reads part of the spec and other stages' folders, and fills a folder of its own.
 
-    A stage whose result shows the spec's name or its base has a ``title(spec)`` beside, which counts as a value. One
-    that several processes work on together says so by ``shared(spec)``; others are done by the first process alone.
+    A stage whose result shows the spec's name or its base has a ``title(spec)`` beside, which counts as a value; one
+    that depends on more than values and files, as on which judges are there, has ``facts(spec)``. One that several
+    processes work on together says so by ``shared(spec)``; others are done by the first process alone.
     """
 
     name: str
@@ -110,8 +111,9 @@ def graph(spec: Spec, stages: Mapping[str, Stage], target: str) -> list[Node]:
                 "files": {path.name: weights.digest(path) for path in stage.outside(spec)},
                 "sources": sources(type(stage).__module__, values),
             }
-            if hasattr(stage, "title"):
-                record["title"] = stage.title(spec)  # type: ignore[attr-defined]
+            for fact in ("title", "facts"):
+                if hasattr(stage, fact):
+                    record[fact] = getattr(stage, fact)(spec)
             identity = hashlib.sha256(canonical(record).encode()).hexdigest()[:16]
             nodes[name] = Node(stage, identity, record)
         return nodes[name]
@@ -275,6 +277,8 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     ]
     if old.get("title") != new.get("title"):
         reasons.append("the spec's name or its differences from its base changed")
+    if old.get("facts") != new.get("facts"):
+        reasons.append("what is sampled or who can judge changed")
     for kind, text in (("sources", "source of {} changed"), ("files", "file {} changed"), ("inputs", "{} is new")):
         names = dict.fromkeys([*old[kind], *new[kind]])
         reasons += [text.format(name) for name in names if old[kind].get(name) != new[kind].get(name)]

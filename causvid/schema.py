@@ -186,6 +186,8 @@ class Schema:
     student: Student = field(default_factory=Student)
     distill: Distill = field(default_factory=lambda: Distill(iterations=1000))
     evaluation: Evaluation = field(default_factory=Evaluation)
+    # Suites that are sampled and judged beside the held-out clips, and more metrics of those.
+    eval: Sequence[Any] = component("suite|metric", ())
     seed: int = 0
     precision: Literal["fp32", "bf16"] = "fp32"
     until: Literal["teacher", "ode_pairs", "ode_init", "distill", "report"] = "report"

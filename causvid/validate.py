@@ -109,10 +109,26 @@ def _unknown(path: str, key: str, known: Iterable[str]) -> str:
 
 
 def _components(group: str, value: Any, path: str, errors: list[str]) -> list[Any]:
+    """Validate a list; where it may hold components of two groups, ``a|b``, one alone may stand without brackets."""
+    if "|" in group and isinstance(value, (str, Mapping)):
+        value = [value]
     if isinstance(value, str) or not isinstance(value, Sequence):
-        errors.append(f"{path}: expected a list of {group} components, got {value!r}")
+        errors.append(f"{path}: expected a list of {group.replace('|', ' or ')} components, got {value!r}")
         return []
-    return [_component(group, item, f"{path}[{i}]", errors) for i, item in enumerate(value)]
+    return [_component(_group_of(group, item), item, f"{path}[{i}]", errors) for i, item in enumerate(value)]
+
+
+def _group_of(groups: str, value: Any) -> str:
+    """Of several groups, ``a|b``, the one that has the component's name; the first where none has.
+
+    A component of the user's own, ``module:Thing``, is of the last.
+    """
+    name, names = value.get("name") if isinstance(value, Mapping) else value, groups.split("|")
+    if len(names) == 1:
+        return groups
+    if isinstance(name, str) and ":" in name:
+        return names[-1]
+    return next((group for group in names if name in registry.components(group)), names[0])
 
 
 def _component(group: str, value: Any, path: str, errors: list[str]) -> dict[str, Any]:
