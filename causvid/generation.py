@@ -13,6 +13,7 @@ from causvid.data.video import write_mp4
 from causvid.errors import UserError
 from causvid.randomness import Draw
 from causvid.spec import Spec
+from causvid.streaming.engine import Engine
 
 
 def student_of(name: str, root: Path) -> tuple[Spec, Path]:
@@ -44,6 +45,39 @@ def _recorded(folder: Path) -> tuple[Spec, Path]:
     if not (student / "DONE").is_file():
         raise UserError(f"{folder} has no finished student ({student}); run its spec again")
     return spec, student / "weights.safetensors"
+
+
+def engine_of(name: str, root: Path) -> Engine:
+    """The student of a finished run, ready to stream.
+
+    Raises:
+        UserError: as for :func:`student_of`, or a student that is not causal.
+    """
+    spec, weights_path = student_of(name, root)
+    if not spec["student.causal"]:
+        raise UserError(f"the student of '{name}' is bidirectional: it makes whole clips and does not stream")
+    return _engine(spec, weights_path)
+
+
+def shipped_engine(name: str = "tiny/causal_teacher", steps: int = 16) -> Engine:
+    """The causal teacher that ships, sampled as a student in more steps: a stream without any training.
+
+    Raises:
+        UserError: no causal teacher ships for this spec.
+    """
+    spec = experiment.single(name, [f"student.steps={steps}"])
+    return _engine(spec, build.shipped_teacher(spec, "causal"))
+
+
+def _engine(spec: Spec, weights_path: Path) -> Engine:
+    world = build.World(spec)
+    network = build.load_network(spec, world, build.causal_rule(spec), weights_path)
+    sampler = build.construct(spec["student.sampler"], times=build.student_times(spec))
+    frames, *frame = world.latent_shape
+    return Engine(
+        network, network, world.codec, world.text_encoder, (frame[0], frame[1], frame[2]), frames,
+        tuple(sampler.times), spec["student.shift"], getattr(sampler, "context_t", 0.0),
+    )  # fmt: skip
 
 
 def generate(prompt: str, run: str, out: Path, frames: int | None, seed: int, fps: int, scale: int, root: Path) -> Path:

@@ -37,8 +37,10 @@ LEVELS = (
     ("training",),
     ("stages",),
     ("experiment",),
+    ("streaming",),
     ("generation", "wan_generation", "wan_weights", "convert"),
-    ("cli_data", "cli_eval", "cli_vbench", "cli_wan", "cli_generate"),
+    ("serve",),
+    ("cli_data", "cli_eval", "cli_vbench", "cli_wan", "cli_generate", "cli_serve"),
     ("cli",),
 )
 
