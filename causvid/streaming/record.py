@@ -157,13 +157,16 @@ def open_session(engine: Engine, made: Record) -> Session:
     return Session(engine, made.start["prompts"], made.start["seed"], made.start["cache"], made.start["steps"])
 
 
-def replay(engine: Engine, made: Record) -> Iterator[Made]:
+def replay(engine: Engine, made: Record, session: Session | None = None) -> Iterator[Made]:
     """Make the recorded blocks again, and hold each against the record.
+
+    Args:
+        session: one that :func:`open_session` gave; default a new one.
 
     Raises:
         UserError: another engine, or the first block whose bytes differ.
     """
-    session, waiting = open_session(engine, made), list(made.events)
+    session, waiting = session or open_session(engine, made), list(made.events)
     while session.block < made.blocks:
         while waiting and waiting[0].block == session.block:
             session.apply(waiting.pop(0))
