@@ -1,4 +1,4 @@
-"""What streaming does in the tiny world, by truth metrics: prompt switches, pictures, videos, long rollouts; and how fast.
+"""Streaming in the tiny world by truth metrics: prompt switches, pictures, videos, long rollouts; and its speed.
 
     python benchmarks/streaming.py switch image video long speed --run RUN --prompts 128 --out streaming.json
 
@@ -25,6 +25,7 @@ from causvid.streaming.engine import Engine
 from causvid.streaming.session import Session
 
 FRAMES = 23
+SCORES = ("ok", "colour", "shape", "direction", "contrast")
 
 
 def stream(session: Session, blocks: int) -> torch.Tensor:
@@ -90,8 +91,11 @@ def switch(engine: Engine, states: shapes.State, cache: str) -> dict:
                 kept = found["shape"] & found["colour" if what == "direction" else "direction"]
                 same = agreement(before, fitted)
                 rows[name] = {
-                    "obeyed": share(found[what]), "rest_kept": share(kept), "both": share(found[what] & kept),
-                    "texture_kept": share(same), "ground_moved": share((fitted.state.ground - before.state.ground).abs()),
+                    "obeyed": share(found[what]),
+                    "rest_kept": share(kept),
+                    "both": share(found[what] & kept),
+                    "texture_kept": share(same),
+                    "ground_moved": share((fitted.state.ground - before.state.ground).abs()),
                 }
             out[f"{policy}/{what}"] = rows
     session = Session(engine, states.captions, cache=cache)
@@ -118,8 +122,10 @@ def image(engine: Engine, states: shapes.State, cache: str) -> dict:
         out[how] = {
             **{name: share(value) for name, value in found.items()},
             "shape_and_colour": share(found["shape"] & found["colour"]),
-            "texture_kept": share(agreement(first, fitted)), "contrast": share(fitted.contrast),
-            "size_px": share((fitted.state.radius - states.radius).abs()), "start_px": share(start),
+            "texture_kept": share(agreement(first, fitted)),
+            "contrast": share(fitted.contrast),
+            "size_px": share((fitted.state.radius - states.radius).abs()),
+            "start_px": share(start),
             "speed": share(fitted.state.speed),
         }
     return out
@@ -139,8 +145,11 @@ def video(engine: Engine, states: shapes.State, cache: str, strengths: list[floa
         distance = apart(centres(made), centres(source))
         follows = (distance <= 2) & found["direction"]
         out[f"{strength:g}"] = {
-            "colour": share(found["colour"]), "shape": share(found["shape"]), "follows": share(follows),
-            "both": share(follows & found["colour"]), "distance_px": share(distance),
+            "colour": share(found["colour"]),
+            "shape": share(found["shape"]),
+            "follows": share(follows),
+            "both": share(follows & found["colour"]),
+            "distance_px": share(distance),
             "texture_kept": share(agreement(shapes_truth.fit(source), fitted)),
             "fidelity_db": share(10 * torch.log10(4 / (made - source).pow(2).mean((1, 2, 3, 4)))),
             "contrast": share(fitted.contrast),
@@ -169,8 +178,8 @@ def long(engine: Engine, states: shapes.State, cache: str, factor: int) -> dict:
     quarter = max(1, len(settled) // 4)
     early, late = (statistics.median(row[1] for row in part) for part in (settled[:quarter], settled[-quarter:]))
     return {
-        "blocks": blocks, **{name: {key: share(value[key]) for key in ("ok", "colour", "shape", "direction", "contrast")}
-                             for name, value in found.items()},
+        "blocks": blocks,
+        **{name: {key: share(value[key]) for key in SCORES} for name, value in found.items()},
         "block_s_ratio_last_to_first_quarter": round(late / early, 3),
         "rss_ratio_last_to_tenth": round(settled[-1][2] / settled[0][2], 3), "cache_bytes": settled[-1][3],
         "rows": [(b, round(s, 4), r, c) for b, s, r, c in rows],

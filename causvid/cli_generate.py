@@ -118,7 +118,7 @@ def generate(
     request = wan_generation.Request(
         spec, weights, wan_generation.read_prompts(prompts) if prompts else [prompt or ""], out,
         [*(change or []), *overrides], model, part, seed or [0], frames, rollouts, fps or 16, runs / "text",
-        device or _device(), dtype, negative, script, stream,
+        device or default_device(), dtype, negative, script, stream,
     )  # fmt: skip
     _tell(wan_generation.generate(request), out)
 
@@ -162,7 +162,8 @@ def _script(
     return Script(at, frames, seed[0] if seed else 0, replay=replay, **told)
 
 
-def _device() -> str:
+def default_device() -> str:
+    """An accelerator, if there is one."""
     import torch
 
     found = torch.accelerator.current_accelerator(check_available=True)

@@ -51,6 +51,21 @@ def _recorded(folder: Path) -> tuple[Spec, Path]:
     return spec, student / "weights.safetensors"
 
 
+def run_folder(name: str, root: Path) -> Path:
+    """The folder of a finished run, by spec or as it is.
+
+    Raises:
+        UserError: as for :func:`student_of`.
+    """
+    if (Path(name) / "record.json").is_file():
+        return Path(name).resolve()
+    spec, store = experiment.single(name, []), runs.Store(root.resolve())
+    node = experiment.plan(spec)[-1]
+    if not store.done(node):
+        raise UserError(f"'{name}' is not finished ({store.explain(node)}); run it first: causvid run {name}")
+    return store.folder(node)
+
+
 def engine_of(name: str, root: Path) -> Engine:
     """The student of a finished run, ready to stream.
 

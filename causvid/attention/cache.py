@@ -106,9 +106,7 @@ class KVCache:
             elif stay:
                 rows = tuple(_take_frames(kv, stay, len(block_frames)) for kv in block_layers)
                 blocks.append((tuple(block_frames[i] for i in stay), rows))
-        return replace(
-            self, blocks=tuple(blocks), next_block=self.next_block + 1, next_frame=self.next_frame + count
-        )
+        return replace(self, blocks=tuple(blocks), next_block=self.next_block + 1, next_frame=self.next_frame + count)
 
 
 def _take_frames(kv: LayerKV, stay: list[int], count: int) -> LayerKV:

@@ -55,7 +55,8 @@ class Moment:
         context: finished blocks of which the cache holds a frame.
         pending: the last block, not committed yet.
         given: clean latents of the next block's first frames.
-        incoming: frames that are to be restyled, uint8 ``b f 3 h w``, and ``strength``, the time that they are noised to.
+        incoming: frames that are to be restyled, uint8 ``b f 3 h w``.
+        strength: the time that they are noised to.
         encoder, decoder: states of the codec; no encoder where nothing is being encoded.
         last: the last frame, ``b 1 3 h w`` in [-1, 1], from which an encoder goes on.
         digest: SHA-256 over the latents and frames of every block so far.
@@ -163,7 +164,7 @@ def _committed(engine: Engine, moment: Moment, ledger: Ledger) -> Moment:
 
 
 def _taken(engine: Engine, moment: Moment, ledger: Ledger) -> tuple[Moment, Tensor | None]:
-    """The latents of the incoming frames that the next block restyles; none where too few are left, which are let go."""
+    """The latents of the frames that the next block restyles; none where too few are left, which are let go."""
     count = wanted_frames(engine, moment)
     if moment.incoming is None:
         return moment, None

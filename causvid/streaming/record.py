@@ -137,7 +137,8 @@ def _record(told: Any, tensors: Mapping[str, Tensor]) -> Record:
     if len(marks) != MARK * blocks or sorted(e.block for e in events) != [e.block for e in events]:
         raise ValueError("its events are not in order, or its marks are not those of its blocks")
     return Record(
-        dict(told["identity"]), dict(start), tuple(events), blocks, marks, str(told["digest"]), dict(told["environment"])
+        dict(told["identity"]), dict(start), tuple(events), blocks, marks, str(told["digest"]),
+        dict(told["environment"]),
     )  # fmt: skip
 
 
