@@ -39,7 +39,7 @@ class Ledger:
     def __init__(self, device: str = "cpu") -> None:
         self._drains = torch.device(device).type != "cpu"
         self._start = time.perf_counter()
-        self._open = dict.fromkeys(PARTS, 0.0)
+        self._open: dict[str, float] = dict.fromkeys(PARTS, 0.0)
         self._sums = dict.fromkeys((*PARTS, "total"), 0.0)
         self._blocks = self._frames = 0
         self.rows: deque[Row] = deque(maxlen=MOST_ROWS)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,12 @@ from causvid.streaming.session import MARK, Event, Made, Session
 
 FORMAT = "causvid-session-1"
 MOST_BYTES = 4 << 30  # of a session file
-OPTIONS = {"prompt": ("prompts", "policy"), "image": ("how",), "video": ("strength",), "seed": ("seed",)}
+OPTIONS: dict[str, dict[str, Callable[[Any], bool]]] = {
+    "prompt": {"prompts": lambda v: all(isinstance(p, str) for p in v), "policy": lambda v: v in POLICIES},
+    "image": {"how": lambda v: v in HOWS},
+    "video": {"strength": lambda v: isinstance(v, float)},
+    "seed": {"seed": lambda v: isinstance(v, int)},
+}
 
 
 @dataclass(frozen=True)
@@ -125,9 +130,8 @@ def _record(told: Any, tensors: Mapping[str, Tensor]) -> Record:
     if not isinstance(start["seed"], int) or not all(isinstance(t, float) for t in start["steps"]):
         raise ValueError("its seed or its steps are not those of a stream")
     for number, (kind, block, options) in enumerate(told["events"]):
-        if set(options) != set(OPTIONS[kind]) or not isinstance(block, int):
-            raise ValueError(f"event {number} is not one of a stream")
-        if options.get("policy", "keep") not in POLICIES or options.get("how", "first") not in HOWS:
+        known = set(options) == set(OPTIONS[kind]) and isinstance(block, int)
+        if not known or not all(check(options[name]) for name, check in OPTIONS[kind].items()):
             raise ValueError(f"event {number} is not one of a stream")
         frames = tensors.get(f"event{number}")
         if (frames is not None) != (kind in ("image", "video")):

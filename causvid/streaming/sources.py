@@ -56,7 +56,7 @@ def read_video(uri: str, height: int, width: int, fps: float, frames: int | None
     """
     wanted = clips.Wanted(height, width, frames or MOST_FRAMES, fps)
     try:
-        with fsspec.open(uri, "rb") as file, av.open(file) as container:  # type: ignore[arg-type]
+        with fsspec.open(uri, "rb") as file, av.open(file, "r") as container:  # type: ignore[arg-type]
             stream = clips._video(container)
             aspect = stream.sample_aspect_ratio or 1
             images = [
