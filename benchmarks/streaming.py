@@ -76,7 +76,7 @@ def switch(engine: Engine, states: shapes.State, cache: str) -> dict:
     """A prompt is changed after a training length; two blocks later a training length is judged."""
     out: dict = {}
     blocks = -(-engine.frames // 3)
-    for policy in ("keep", "recache"):
+    for policy in ("keep", "recache", "cut"):
         for what in ("colour", "direction"):
             new = changed(states, what)
             session = Session(engine, states.captions, cache=cache)
@@ -220,6 +220,7 @@ def main() -> None:
     """Measure the named parts and write them as one JSON file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", nargs="+", choices=["switch", "image", "video", "long", "speed"])
+    parser.add_argument("--student", type=Path, help="weights of a student of tiny/causvid, wherever they lie")
     parser.add_argument("--run", help="a run's spec or folder; default the causal teacher that ships")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--steps", type=int, default=None)
@@ -229,7 +230,10 @@ def main() -> None:
     parser.add_argument("--strengths", type=float, nargs="+", default=[0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95])
     parser.add_argument("--out", type=Path)
     told = parser.parse_args()
-    engine = generation.engine_of(told.run, told.runs) if told.run else generation.shipped_engine()
+    if told.student:
+        engine = generation.engine_with(experiment.single("tiny/causvid", []), told.student)
+    else:
+        engine = generation.engine_of(told.run, told.runs) if told.run else generation.shipped_engine()
     engine = engine.with_steps(told.steps)
     states = shapes.Shapes(FRAMES).states(range(told.prompts), "test")
     out = {"prompts": told.prompts, "cache": told.cache, "times": list(engine.times), "run": told.run or "shipped"}

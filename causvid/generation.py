@@ -75,7 +75,7 @@ def engine_of(name: str, root: Path) -> Engine:
     spec, weights_path = student_of(name, root)
     if not spec["student.causal"]:
         raise UserError(f"the student of '{name}' is bidirectional: it makes whole clips and does not stream")
-    return _engine(spec, weights_path)
+    return engine_with(spec, weights_path)
 
 
 def shipped_engine(name: str = "tiny/causal_teacher", steps: int = 16) -> Engine:
@@ -85,10 +85,11 @@ def shipped_engine(name: str = "tiny/causal_teacher", steps: int = 16) -> Engine
         UserError: no causal teacher ships for this spec.
     """
     spec = experiment.single(name, [f"student.steps={steps}"])
-    return _engine(spec, build.shipped_teacher(spec, "causal"))
+    return engine_with(spec, build.shipped_teacher(spec, "causal"))
 
 
-def _engine(spec: Spec, weights_path: Path) -> Engine:
+def engine_with(spec: Spec, weights_path: Path) -> Engine:
+    """A causal student of a spec with the weights of a file."""
     world = build.World(spec)
     network = build.load_network(spec, world, build.causal_rule(spec), weights_path)
     sampler = build.construct(spec["student.sampler"], times=build.student_times(spec))
@@ -127,7 +128,7 @@ def generate(
             raise UserError(f"the student of '{run}' is bidirectional: it makes whole clips and does not stream")
         return _whole_clip(spec, weights_path, prompt, run, out, frames, seed, fps, scale)
     script = script or Script(((0, prompt),), frames, seed)
-    return play(_engine(spec, weights_path), replace(script, fps=fps), out, fps, scale, stream)
+    return play(engine_with(spec, weights_path), replace(script, fps=fps), out, fps, scale, stream)
 
 
 def play(engine: Engine, script: Script, out: Path, fps: float, scale: int, stream: bool) -> Path:

@@ -25,7 +25,7 @@ from causvid.streaming.ledger import Ledger
 from causvid.types import Text
 from causvid.validate import Bound
 
-Policy = Literal["keep", "recache"]
+Policy = Literal["keep", "recache", "cut"]
 How = Literal["still", "first", "alone"]
 POLICIES: tuple[Policy, ...] = get_args(Policy)
 HOWS: tuple[How, ...] = get_args(How)
@@ -192,7 +192,8 @@ def prompted(engine: Engine, moment: Moment, prompts: Sequence[str], policy: Pol
 
     Args:
         policy: ``keep``: the context stays as it was made; ``recache``: keys and values of the blocks that the cache
-            holds are computed again with the new text, from their clean latents.
+            holds are computed again with the new text, from their clean latents; ``cut``: the context is forgotten, so
+            that nothing but the text tells what follows.
 
     Raises:
         UserError: another number of prompts than the stream has, or no such policy.
@@ -206,6 +207,9 @@ def prompted(engine: Engine, moment: Moment, prompts: Sequence[str], policy: Pol
     moment = replace(moment, text=text, prompts=tuple(prompts))
     if policy == "keep" or moment.pending is None:
         return moment
+    if policy == "cut":
+        empty = KVCache(moment.cache.rule, position=moment.cache.position).at(moment.block)
+        return replace(moment, cache=empty, context=(), pending=None)
     with ledger.part("cache"):
         cache = KVCache(moment.cache.rule, position=moment.cache.position)
         for kept in moment.context:
