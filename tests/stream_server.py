@@ -59,6 +59,14 @@ class Page:
         self.say("ack", number=block["number"])
         return block
 
+    def drain(self):
+        """Read what is there; a client that never reads loses its connection to the keepalive."""
+        try:
+            while True:
+                self.next(timeout=0)
+        except TimeoutError:
+            return
+
     def close(self):
         self.socket.close()
 

@@ -65,5 +65,7 @@ def pixels(engine, frames, batch=1, seed=0):
 class Toy(Checkpoint):
     """A checkpoint that a server's worker can load without any file."""
 
+    size: int = 4
+
     def load(self):
-        return toy_engine()
+        return toy_engine(size=self.size)

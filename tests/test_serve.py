@@ -321,6 +321,7 @@ def abuse(address, hall, count):
         worker, restarts = hall.link.process.pid, hall.link.restarts
         for number, message in enumerate(malformed(count)):
             bad.socket.send(message)
+            bad.drain()
             if number % 50 == 0:
                 good.block()
         for _ in range(3):

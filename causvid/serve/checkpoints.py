@@ -12,7 +12,7 @@ from causvid.errors import UserError
 from causvid.spec import experiments_folder
 from causvid.streaming.engine import Engine
 
-SHIPPED = "tiny world: the causal teacher that ships, 4 steps"
+SHIPPED = "tiny world, shipped teacher"
 
 
 @dataclass(frozen=True)

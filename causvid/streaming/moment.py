@@ -26,7 +26,7 @@ from causvid.types import Text
 from causvid.validate import Bound
 
 Policy = Literal["keep", "recache", "cut"]
-How = Literal["still", "first", "alone"]
+How = Literal["alone", "first", "still"]
 POLICIES: tuple[Policy, ...] = get_args(Policy)
 HOWS: tuple[How, ...] = get_args(How)
 

@@ -46,6 +46,7 @@ function told(message) {
     fill("checkpoint", message.checkpoints);
     fill("cache", message.caches);
     fill("policy", message.policies);
+    by("policy").value = "cut"; // obeyed where the others are not (docs/streaming.md)
     fill("how", message.hows);
     by("download").href = `viewers/${viewer}/video.mp4${query}`;
     by("record").href = `viewers/${viewer}/session${query}`;
