@@ -96,6 +96,7 @@ class Viewer:
         self._options = {
             "checkpoint": name, "prompt": prompt, "cache": cache, "steps": steps, "seed": seed, "how": how
         }  # fmt: skip
+        self._live = self._paused = False
         self._open((), 0)
 
     def _open(self, events: tuple, block: int) -> None:
