@@ -18,14 +18,16 @@ from causvid.errors import UserError
 from causvid.spec import Spec
 from causvid.validate import Bound
 
+JUDGED = {"evaluate", "report"}
+AFTER_ODE = {"ode_init", "distill", "sample_start", "sample", *JUDGED}
 AFTER = {
-    "teacher": {"teacher", "ode_pairs", "ode_init", "distill", "sample_teacher", "sample", "evaluate", "report"},
-    "ode_pairs": {"ode_pairs", "ode_init", "distill", "sample", "evaluate", "report"},
-    "ode_init": {"ode_init", "distill", "sample", "evaluate", "report"},
-    "distill": {"distill", "sample", "evaluate", "report"},
-    "sample_teacher": {"sample_teacher", "sample", "evaluate", "report"},
-    "sample": {"sample", "evaluate", "report"},
-    "evaluate": {"evaluate", "report"},
+    "teacher": {"teacher", "ode_pairs", "sample_teacher", *AFTER_ODE},
+    "ode_pairs": {"ode_pairs", *AFTER_ODE},
+    "ode_init": AFTER_ODE,
+    "distill": {"distill", "sample", *JUDGED},
+    "samples": {"sample_teacher", "sample_start", "sample", *JUDGED},
+    "rollouts": {"sample", *JUDGED},
+    "evaluate": JUDGED,
     "report": {"report"},
     "nothing": set(),
 }
@@ -54,11 +56,11 @@ def identities(folder, *overrides):
         ("causal.mask.block_frames=2", "ode_init"),
         ("student.steps=3", "ode_init"),
         ("ode_init.batch=3", "ode_init"),
-        ("loss.guidance=1.5", "distill"),
+        ("loss.guidance=1.25", "distill"),
         ("student.input=self_rollout", "distill"),
         ("distill.iterations=4", "distill"),
-        ("evaluation.samples=4", "sample_teacher"),
-        ("evaluation.rollout_factor=5", "sample"),
+        ("evaluation.samples=4", "samples"),
+        ("evaluation.rollout_factor=5", "rollouts"),
         ("evaluation.metrics=[shapes_truth, shapes_truth]", "evaluate"),
         ("about=other words", "report"),
         ("runtime.threads=2", "nothing"),

@@ -22,7 +22,7 @@ from causvid.errors import UserError
 from causvid.randomness import Draw
 from causvid.stages import distill
 
-ALL = ["teacher", "ode_pairs", "ode_init", "distill", "sample_teacher", "sample", "evaluate", "report"]
+ALL = ["teacher", "ode_pairs", "ode_init", "distill", "sample_teacher", "sample_start", "sample", "evaluate", "report"]
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def test_a_second_run_does_nothing(first, folder):
 def test_fewer_steps_run_again_only_what_depends_on_them(first, folder):
     changed = experiment.run(toy_spec(folder), ["student.steps=2"], folder / "runs")
     assert changed.skipped == ["teacher", "ode_pairs", "sample_teacher"]
-    assert sorted(changed.executed) == ["distill", "evaluate", "ode_init", "report", "sample"]
+    assert sorted(changed.executed) == ["distill", "evaluate", "ode_init", "report", "sample", "sample_start"]
     reasons = {row["stage"]: row["state"] for row in experiment.explain(toy_spec(folder), ["seed=5"], folder / "runs")}
     assert reasons["ode_pairs"].startswith("would run: teacher is new")
     assert "seed: 0 -> 5" in reasons["distill"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -283,17 +284,21 @@ def test_kill_nine_in_each_stage_changes_no_byte(tmp_path):
         return [sys.executable, "-m", "causvid.cli", "run", path, "--runs", str(root), "--json"]
 
     whole = subprocess.run(command(tmp_path / "a"), env=environment, capture_output=True, text=True, check=True)
-    killed = []
     for name in json.loads(whole.stdout)["executed"]:
-        process = subprocess.Popen(
-            command(tmp_path / "b"), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        while process.poll() is None and not list((tmp_path / "b" / name).glob("*/record.json")):
-            time.sleep(0.005)
-        time.sleep(0.15 if name in ("teacher", "ode_init", "distill") else 0.01)
-        process.send_signal(signal.SIGKILL)
-        killed += [name] * (process.wait() == -signal.SIGKILL)
-    assert len(killed) >= 6
+        for attempt in range(10):
+            process = subprocess.Popen(
+                command(tmp_path / "b"), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            )
+            while process.poll() is None and not list((tmp_path / "b" / name).glob("*/record.json")):
+                time.sleep(0.001)
+            time.sleep(0.15 * (name in ("teacher", "ode_init", "distill")) / (attempt + 1))
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            if not list((tmp_path / "b" / name).glob("*/DONE")):
+                break
+            shutil.rmtree(tmp_path / "b" / name)  # it was too fast: once more
+        else:
+            pytest.fail(f"{name} was never killed while it worked")
     last = subprocess.run(command(tmp_path / "b"), env=environment, capture_output=True, text=True, check=True)
     assert json.loads(last.stdout)["metrics"] == json.loads(whole.stdout)["metrics"]
     for pattern in ("*/*/*.safetensors", "*/*/metrics.json", "*/*/scores.json"):

@@ -31,7 +31,7 @@ class Evaluate:
         )
 
     def inputs(self, spec: Spec) -> tuple[str, ...]:
-        return ("sample_teacher", "sample")
+        return ("sample_teacher", "sample_start", "sample")
 
     def outside(self, spec: Spec) -> tuple[Path, ...]:
         return ()
@@ -70,7 +70,7 @@ class Evaluate:
 def read_arms(context: Context) -> dict[str, Tensor]:
     """Videos in [-1, 1] of every arm that was sampled."""
     arms: dict[str, Tensor] = {}
-    for stage in ("sample_teacher", "sample"):
+    for stage in ("sample_teacher", "sample_start", "sample"):
         for path in sorted(context.inputs[stage].glob("*.safetensors")):
             tensors, _ = weights.read_tensors(path)
             if "videos" in tensors:

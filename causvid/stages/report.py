@@ -40,7 +40,7 @@ class Report:
 
     def inputs(self, spec: Spec) -> tuple[str, ...]:
         ode = ("ode_pairs", "ode_init") if spec["init"]["name"] == "ode" else ()
-        return ("teacher", *ode, "distill", "sample_teacher", "sample", "evaluate")
+        return ("teacher", *ode, "distill", "sample_teacher", "sample_start", "sample", "evaluate")
 
     def outside(self, spec: Spec) -> tuple[Path, ...]:
         return (page.TEMPLATE, page.STYLE)
@@ -115,8 +115,8 @@ def sample_rows(context: Context, judged: Mapping[str, Any]) -> Iterator[page.Ro
     videos = {"real": (("truth", "rendered"), pixels)}
     for arm, label, count, stage in (
         (f"teacher_{steps}", "teacher", steps, "sample_teacher"),
-        ("untrained", "untrained", few, "sample"),
-        ("ode_init", "ODE init", few, "sample"),
+        ("untrained", "untrained", few, "sample_start"),
+        ("ode_init", "ODE init", few, "sample_start"),
         ("student", "student", few, "sample"),
     ):
         path = context.inputs[stage] / f"{arm}.safetensors"

@@ -71,74 +71,76 @@ class SampleTeacher:
                 )
 
 
-@register("stage", "sample")
-class Sample:
-    """Samples the student: before training, after ODE initialisation, at the end, and in long rollouts."""
-
-    name = "sample"
-
-    def reads(self, spec: Spec) -> tuple[str, ...]:
-        paths = (
-            "world",
-            "model",
-            "causal",
-            "init",
-            "teacher",
-            "teacher_sampling",
-        )
-        return (
-            *paths,
-            "student.steps",
-            "student.shift",
-            "student.causal",
-            "student.sampler",
-            "evaluation.samples",
-            "evaluation.teacher_steps",
-            "evaluation.rollout_factor",
-            "evaluation.rollout_samples",
-            "evaluation.batch",
-        )
-
-    def inputs(self, spec: Spec) -> tuple[str, ...]:
-        return tuple(
-            dict.fromkeys(
-                [
-                    "teacher",
-                    *(["ode_init"] if spec["init"]["name"] == "ode" else []),
-                    "distill",
-                ]
-            )
-        )
+class _StudentStage:
+    """What both stages that sample a student share."""
 
     def outside(self, spec: Spec) -> tuple[Path, ...]:
         return ()
 
+    def reads(self, spec: Spec) -> tuple[str, ...]:
+        student = ("student.steps", "student.shift", "student.causal", "student.sampler")
+        return ("world", "model", "causal", "teacher", *student, "evaluation.samples", "evaluation.batch")
+
+
+@register("stage", "sample_start")
+class SampleStart(_StudentStage):
+    """Samples what the student was before distillation: the teacher's weights run causally, and after ODE init.
+
+    A stage of its own, so that the arms of a sweep over distillation share it.
+    """
+
+    name = "sample_start"
+
+    def inputs(self, spec: Spec) -> tuple[str, ...]:
+        return ("teacher", *(["ode_init"] if spec["init"]["name"] == "ode" else []))
+
+    def run(self, context: Context) -> None:
+        sources = {"untrained": "teacher", "ode_init": "ode_init"}
+        arms = {name: source for name, source in sources.items() if source in context.inputs}
+        world, count = build.World(context.spec), context.spec["evaluation.samples"]
+        with progress.bar("clips before distillation", len(arms) * count) as show:
+            for number, (name, source) in enumerate(arms.items()):
+                student_clips(context, world, name, source, lambda n, base=number: show(base * count + n))
+
+
+@register("stage", "sample")
+class Sample(_StudentStage):
+    """Samples the distilled student: clips, long rollouts, and its speed beside the teacher's."""
+
+    name = "sample"
+
+    def reads(self, spec: Spec) -> tuple[str, ...]:
+        rollout = ("evaluation.rollout_factor", "evaluation.rollout_samples")
+        return (*super().reads(spec), "teacher_sampling", "evaluation.teacher_steps", *rollout)
+
+    def inputs(self, spec: Spec) -> tuple[str, ...]:
+        return ("teacher", "distill")
+
     def run(self, context: Context) -> None:
         spec = context.spec
         world = build.World(spec)
-        sampler = build.construct(spec["student.sampler"], times=build.student_times(spec))
-        sources = {"untrained": "teacher", "ode_init": "ode_init", "student": "distill"}
-        arms = {name: source for name, source in sources.items() if source in context.inputs}
         count = spec["evaluation.samples"]
-        with progress.bar("student clips", len(arms) * count + spec["evaluation.rollout_samples"]) as show:
-            for number, (name, source) in enumerate(arms.items()):
-                student = load_student(context, world, source)
-
-                def clips(text: Text, free: Text, draw: Draw, student: Any = student) -> Tensor:
-                    return sampler(student, world.latent_shape, text, draw)
-
-                collect(
-                    context,
-                    world,
-                    name,
-                    clips,
-                    lambda n, base=number: show(base * count + n),
-                )
-            student = load_student(context, world, "distill")
+        with progress.bar("student clips", count + spec["evaluation.rollout_samples"]) as show:
+            student_clips(context, world, "student", "distill", show)
+            student, sampler = load_student(context, world, "distill"), student_sampler(spec)
             if spec["student.causal"]:
                 long_rollouts(context, world, student, sampler)
             timings = measure(context, world, student, sampler)
         weights.write_json(context.folder / "timings.json", timings)
+
+
+def student_sampler(spec: Spec) -> Any:
+    return build.construct(spec["student.sampler"], times=build.student_times(spec))
+
+
+def student_clips(context: Context, world: build.World, name: str, source: str, show: Callable[[int], None]) -> None:
+    """Sample all held-out pairs with the student's architecture and a stage's weights."""
+    student, sampler = load_student(context, world, source), student_sampler(context.spec)
+
+    def clips(text: Text, free: Text, draw: Draw) -> Tensor:
+        return sampler(student, world.latent_shape, text, draw)
+
+    collect(context, world, name, clips, show)
 
 
 def load_student(context: Context, world: build.World, source: str) -> Any:
