@@ -29,7 +29,7 @@ class Page:
     def say(self, kind, **told):
         self.socket.send(json.dumps({"type": kind, **told}))
 
-    def next(self, timeout=60):
+    def next(self, timeout=240):
         """The next message: its facts, and the frames of a block."""
         message = self.socket.recv(timeout=timeout)
         if isinstance(message, str):
@@ -39,7 +39,7 @@ class Page:
         self.seen = block["number"]
         return block
 
-    def get(self, kind, timeout=60):
+    def get(self, kind, timeout=240):
         """The next message of a kind; what comes before it is passed over, an error is not."""
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
@@ -101,7 +101,7 @@ def memory(hall):
     return psutil.Process(hall.link.process.pid).memory_info().rss
 
 
-def until(condition, timeout=60):
+def until(condition, timeout=240):
     deadline = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
