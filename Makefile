@@ -41,7 +41,7 @@ $(RUN_STAMP): $(FILES)
 	@touch $@
 
 $(TEST_STAMP): $(RUN_STAMP)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints/py311.txt -e '.[train,wandb,wan,eval,cluster,dev]' >&2
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints/py311.txt -e '.[train,wandb,wan,serve,eval,cluster,dev]' >&2
 	@touch $@
 
 clean:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from causvid import cli_data, cli_eval, cli_generate, cli_sweep, cli_vbench, cli_wan
+from causvid import cli_data, cli_eval, cli_generate, cli_serve, cli_sweep, cli_vbench, cli_wan
 from causvid.errors import UserError
 
 app = typer.Typer(
@@ -19,6 +19,7 @@ app = typer.Typer(
     epilog="Start with [bold]causvid run tiny/causvid[/]; see the components with [bold]causvid list[/].",
 )  # fmt: skip
 app.add_typer(cli_generate.app)
+app.add_typer(cli_serve.app)
 app.add_typer(cli_wan.app)
 app.add_typer(cli_sweep.app)
 

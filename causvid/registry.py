@@ -28,6 +28,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "mask": ("causvid.attention.masks",),
     "position": ("causvid.attention.positions",),
     "cache": ("causvid.attention.cache",),
+    "cache_policy": ("causvid.attention.policies",),
     "kernel": ("causvid.attention.kernels",),
     "init": ("causvid.models.init_schemes",),
     "teacher": ("causvid.models.teachers",),

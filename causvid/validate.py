@@ -14,6 +14,7 @@ from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, Literal
 
 from causvid import registry
+from causvid.errors import UserError
 from causvid.registry import did_you_mean
 from causvid.schema import OPTIONS
 
@@ -152,6 +153,19 @@ def options_of(group: str, found: registry.Component) -> dict[str, inspect.Param
     parameters = found.signature.parameters
     variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     return {name: p for name, p in parameters.items() if name not in supplied and p.kind not in variable}
+
+
+def component(group: str, value: Any, path: str) -> Bound:
+    """One component by name or mapping, outside a spec.
+
+    Raises:
+        UserError: everything that is wrong with it.
+    """
+    errors: list[str] = []
+    out = _component(group, value, path, errors)
+    if errors or not isinstance(out, Bound):
+        raise UserError("; ".join(errors))
+    return out
 
 
 def _options(

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from causvid import build, experiment, progress, weights
+from causvid import build, experiment, generation, progress, weights
 from causvid import spec as specs
 from causvid.attention.masks import Rule
 from causvid.data.video import to_bytes, write_mp4
@@ -19,6 +19,8 @@ from causvid.errors import UserError
 from causvid.models import wan_files
 from causvid.models.wan_vae import VaeState
 from causvid.randomness import Draw
+from causvid.streaming.engine import Engine
+from causvid.streaming.script import Play, Script
 from causvid.types import DenoiserOutput, Text
 
 SMALLEST = 16  # pixels: 8 of the VAE times a patch of 2
@@ -44,6 +46,8 @@ class Request:
     device: str = "cpu"
     dtype: str | None = None
     negative: str | None = None
+    script: Script | None = None
+    stream: bool = False
 
 
 class InPrecision:
@@ -61,10 +65,16 @@ class InPrecision:
         return self.model.new_cache()
 
     def __call__(self, x: Tensor, t: Tensor, text: Text, **options: Any) -> DenoiserOutput:
-        if self._text is None or self._text[0] is not text:  # the same object again lets the cross memo be used
-            self._text = (text, text.to(self.dtype))
-        out = self.model(x.to(self.dtype), t, self._text[1], **options)
+        out = self.model(x.to(self.dtype), t, self._cast(text), **options)
         return replace(out, x=x, prediction=out.prediction.float())
+
+    def _cast(self, text: Text) -> Text:
+        """The text in this type; the same object for the same text, which lets the cross memo be used."""
+        if text.embeddings.dtype == self.dtype:
+            return text
+        if self._text is None or self._text[0] is not text:
+            self._text = (text, text.to(self.dtype))
+        return self._text[1]
 
 
 class Studio:
@@ -94,6 +104,16 @@ class Studio:
         progress.console.print(f"weights: {self._found.files.path} ({self._found.layout})", highlight=False)
         return InPrecision(wan_files.load(empty, self._size, self._found, self.dtype, self.request.device), self.dtype)
 
+    @cached_property
+    def engine(self) -> Engine:
+        """The causal student, ready to stream."""
+        frames, channels, height, width = self.world.latent_shape
+        sampler = self._sampler()
+        return Engine(
+            self.model, self.model.model, self.world.codec, self.world.text_encoder, (channels, height, width), frames,
+            tuple(sampler.times), self.spec["student.shift"], sampler.context_t, self.request.device,
+        )  # fmt: skip
+
     def latent_frames(self) -> int:
         """Latent frames of the clip, the last one perhaps wanted in part."""
         if self.request.frames is None:
@@ -103,8 +123,13 @@ class Studio:
     def _pixel_frames(self, latent_frames: int) -> int:
         return self.world.codec.pixel_frames(latent_frames)
 
+    @property
+    def streams(self) -> bool:
+        """Whether videos are streams: of a causal student, and not by overlapping rollouts."""
+        return self.causal and not self.request.rollouts
+
     def video(self, text: Text, negative: Text, seed: int, show: progress.Bar) -> Tensor:
-        """One video, ``f 3 h w`` uint8."""
+        """One video of a model that does not stream, or of overlapping rollouts, ``f 3 h w`` uint8."""
         if self.request.rollouts:
             return torch.cat(list(self._overlapping(text, seed, show)))
         pixels = torch.cat(list(self._decoded(self._blocks(text, negative, seed), show)))
@@ -117,9 +142,6 @@ class Studio:
         if self.teacher:
             sampler = build.construct(self.spec["teacher_sampling"])
             yield sampler(self.model, draw.normal("noise", *shape), text, negative).last
-        elif self.causal:
-            for block in self._sampler().stream(self.model, shape, text, draw):
-                yield block.latents
         else:
             yield self._sampler()(self.model, shape, text, draw)
 
@@ -168,6 +190,12 @@ def generate(request: Request) -> Path:
     """
     studio = Studio(request)
     experiment.set_threads(studio.spec)
+    script = request.script
+    if script is not None or request.stream:
+        if not studio.streams:
+            raise UserError(f"'{request.spec}' makes whole clips; what happens in a stream needs a causal student")
+        script = script or Script(((0, request.prompts[0]),), request.frames, request.seeds[0])
+        return _played(studio, replace(script, fps=request.fps))
     jobs = [(prompt, seed) for prompt in request.prompts for seed in request.seeds]
     alone = len(jobs) == 1
     if (alone and request.out.is_dir()) or (not alone and request.out.suffix == ".mp4"):
@@ -181,13 +209,31 @@ def generate(request: Request) -> Path:
         row = number // len(request.seeds)
         total = studio.latent_frames() * (request.rollouts or 1)
         with progress.bar(f"video {number + 1}/{len(jobs)}", total) as show:
-            video = studio.video(texts[row : row + 1], texts[-1:], seed, show)
+            if studio.streams:
+                play = Play(studio.engine, Script(((0, prompt),), request.frames, seed))
+                video = torch.cat([frames for frames in _shown(play, show)])
+            else:
+                video = studio.video(texts[row : row + 1], texts[-1:], seed, show)
         path = request.out if alone else request.out / f"{row:04d}_seed{seed}.mp4"
         write_mp4(path, video, fps=request.fps)
         written.append({"file": path.name, "prompt": prompt, "seed": seed, "frames": len(video)})
     if not alone:
         weights.write_json(request.out / "videos.json", {"spec": studio.spec.name, "videos": written})
     return request.out.resolve()
+
+
+def _played(studio: Studio, script: Script) -> Path:
+    """One stream, as the script tells; its prompts are encoded and stored first, so that the encoder can be let go."""
+    request = studio.request
+    studio.world.text_encoder.encode(list(script.texts))
+    studio.world.text_encoder.release()
+    return generation.play(studio.engine, script, request.out, request.fps, 1, request.stream)
+
+
+def _shown(play: Play, show: progress.Bar) -> Iterator[Tensor]:
+    for frames in play:
+        show(play.session.moment.frames[0])
+        yield frames
 
 
 def read_prompts(path: Path) -> list[str]:

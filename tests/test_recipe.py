@@ -11,10 +11,13 @@ import time
 from pathlib import Path
 
 import av
+import numpy as np
 import pytest
 from toy import toy_spec
 
-from causvid import experiment, generation, runs, spec, training
+from causvid import cli, experiment, generation, runs, spec, training
+from causvid.data.clips import png
+from causvid.data.video import read_mp4
 from causvid.errors import UserError
 from causvid.randomness import Draw
 from causvid.stages import distill
@@ -125,6 +128,80 @@ def test_a_picture_too_large_is_refused_before_it_is_made(first, folder):
     with pytest.raises(UserError, match="at most 4096 along a side: scale 128 or less"):
         generation.generate("a red circle moves left", str(first.run), folder / "x.mp4", 5, 0, 8, 3000, folder)
     assert not (folder / "x.mp4").exists()
+
+
+def generated(folder, capsys, *arguments):
+    """(status, stdout, stderr) of ``causvid generate`` from the toy run."""
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["generate", "--run", toy_spec(folder), "--runs", str(folder / "runs"), *map(str, arguments)])
+    out, err = capsys.readouterr()
+    return ended.value.code or 0, out.strip(), " ".join(err.split())
+
+
+def test_everything_may_happen_in_a_stream_and_it_replays(first, folder, capsys):
+    a, b = "a red circle moves left", "a blue square moves up"
+    picture = folder / "p.png"
+    picture.write_bytes(png(np.full((40, 60, 3), 90, np.uint8)))
+    steered = ["--prompts-at", f"0:{a};12:{b}", "--on-prompt", "recache", "--image", picture, "--image-as", "first",
+               "--cache", "{name: sink_window, window_frames: 3}", "--steps", "2", "--seed", "3"]  # fmt: skip
+    status, out, err = generated(
+        folder, capsys, *steered, "--frames", 23, "--stream", "--out", folder / "g.mp4", "--record", folder / "r"
+    )
+    assert status == 0 and "first frame after" in err, err
+    grown = read_mp4(Path(out)).pixels
+    assert grown.shape == (23, 3, 256, 256)
+    status, out, err = generated(folder, capsys, "--replay", folder / "r", "--out", folder / "again.mp4")
+    assert status == 0 and (read_mp4(Path(out)).pixels - grown).abs().mean() < 0.02, err
+    status, _, err = generated(
+        folder, capsys, a, "--video", f"file://{folder}/g.mp4", "--strength", "0.7", "--out", folder / "v.mp4"
+    )
+    assert status == 0 and len(read_mp4(folder / "v.mp4").pixels) == 23, err
+    (folder / "r").write_bytes((folder / "r").read_bytes().replace(b"circle", b"square"))
+    status, _, err = generated(folder, capsys, "--replay", folder / "r", "--out", folder / "no.mp4")
+    assert status == 2 and "changed or damaged" in err and not (folder / "no.mp4").exists()
+
+
+def test_raw_frames_go_to_a_pipe_that_may_close(first, folder):
+    command = [sys.executable, "-m", "causvid.cli", "generate", "a red circle moves left", "--run", toy_spec(folder),
+               "--runs", str(folder / "runs"), "--stream", "--out", "-", "--scale", "1", "--frames"]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    whole = subprocess.run([*command, "17"], capture_output=True, env=environment, check=True)
+    assert len(whole.stdout) == 17 * 32 * 32 * 3
+    with subprocess.Popen([*command, "100000"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as run:
+        assert run.stdout and run.stderr and run.stdout.read(5 * 3072) == whole.stdout[: 5 * 3072]
+        run.stdout.close()
+        assert run.wait(60) == 0 and b"Traceback" not in run.stderr.read()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["a", "--prompts-at", "0:a"], "give a prompt, or"),
+        (["--prompts-at", "5:a"], "ascend from 0"),
+        (["--prompts-at", "0:a;x"], "unknown word"),
+        (["--prompts-at", "a"], "is not FRAME:PROMPT"),
+        (["a", "--strength", "0.5"], "--strength says how --video is taken"),
+        (["a", "--image-as", "first"], "--image-as says how --image is taken"),
+        (["a", "--on-prompt", "keep"], "--on-prompt says how --prompts-at"),
+        (["--prompts-at", "0:a", "--on-prompt", "kep"], "accepted: keep, recache"),
+        (["a", "--cache", "{name: windw}"], "did you mean 'window'"),
+        (["a", "--cache", "{name"], "neither a name nor a mapping"),
+        (["a", "--image", "nowhere.png"], "can't be read as a picture"),
+        (["a", "--video", "nowhere.mp4"], "can't be read"),
+        (["a", "--video", "nowhere://x"], "can't be read"),
+        (["a", "--replay", "x"], "give a prompt, or"),
+        (["--replay", "nowhere"], "does not exist"),
+        (["--replay", "x", "--seed", "1"], "all that happens in it is in the file"),
+        (["a", "--out", "-"], "add --stream"),
+        (["a", "--stream", "--seed", "1", "--seed", "2"], "told of one video"),
+        (["a", "--cache", "window", "--prompts", "x"], "give a prompt, or"),
+    ],
+)
+def test_what_is_wrong_with_a_stream_is_one_error(arguments, message, first, folder, capsys):
+    told = [arguments[0].replace("a", "a red circle moves left"), *arguments[1:]] if arguments[0] == "a" else arguments
+    told = [value.replace(":a", ":a red circle moves left") if ":a" in value else value for value in told]
+    status, out, err = generated(folder, capsys, *told, *([] if "--out" in told else ["--out", folder / "no.mp4"]))
+    assert status == 2 and message in err and not out and not (folder / "no.mp4").exists(), err
 
 
 def test_a_students_draws_do_not_depend_on_who_else_trains(folder, monkeypatch):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from wan_files import SMALL, in_folder, official_folder, random_model
 
 from causvid import cli, wan_generation
+from causvid.data.clips import png
 from causvid.data.video import read_mp4
 from causvid.models import wan_files
 from causvid.models.wan import links
@@ -80,6 +82,21 @@ def test_every_mode_makes_a_video(mode, place, capsys):
     arguments, options, frames = MODES[mode]
     pixels = video(place, capsys, mode.replace(",", "").split()[0], *arguments, **options)
     assert pixels.shape == (frames, 3, 16, 32)
+
+
+def test_everything_may_happen_in_a_stream_of_wan(place, capsys):
+    """Pictures, videos, prompts and policies through the same session as in the tiny world; and it replays."""
+    video(place, capsys, "causal", "a red fox", "--frames", "9", out="source.mp4")
+    steered = ["--prompts-at", "0:a red fox;10:the snow", "--on-prompt", "recache", "--video", place / "source.mp4",
+               "--strength", "0.7", "--cache", "{name: sink_window, window_frames: 3}", "--frames", "33"]  # fmt: skip
+    made = video(place, capsys, "causal", *steered, "--record", place / "s.session", "--stream", out="grown.mp4")
+    again = video(place, capsys, "causal", "--replay", place / "s.session", out="again.mp4")
+    assert made.shape == (33, 3, 16, 32) and (made - again).abs().mean() < 0.05  # but for what the mp4 loses
+    (place / "p.png").write_bytes(png(np.full((20, 40, 3), 200, np.uint8)))
+    pixels = video(place, capsys, "causal", "a red fox", "--image", place / "p.png", "--image-as", "alone", out="i.mp4")
+    assert pixels.shape == (21, 3, 16, 32)
+    code, _, err = generate(place, capsys, "bidirectional", "a red fox", "--cache", "window")
+    assert code == 2 and "needs a causal student" in err
 
 
 @pytest.mark.slow

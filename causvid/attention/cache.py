@@ -7,13 +7,14 @@ forked by keeping a reference, and lets eviction be a filter over frames that th
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
 from causvid.attention.masks import Rule
+from causvid.attention.positions import Position
 from causvid.registry import register
 from causvid.types import Text
 
@@ -27,6 +28,7 @@ class KVCache:
 
     Args:
         rule: visibility of the stream; defaults to the model's own mask where a model makes the cache.
+        position: position policy of the stream; default the model's own.
 
     Attributes:
         blocks: one entry per kept frame range: its frames and, per layer, (k, v) of ``b heads (f n) d``.
@@ -38,6 +40,7 @@ class KVCache:
     next_block: int = 0
     next_frame: int = 0
     cross: CrossMemo = field(default_factory=lambda: CrossMemo(), compare=False)
+    position: Position | None = None
 
     def __post_init__(self) -> None:
         if not self.rule.causal:
@@ -52,6 +55,20 @@ class KVCache:
     def bytes(self) -> int:
         """Bytes held in keys and values."""
         return sum(k.nbytes + v.nbytes for _, layers in self.blocks for k, v in layers)
+
+    def forked(self) -> KVCache:
+        """The same past with a memo of its own, so that two streams with two prompts do not push each other out."""
+        return replace(self, cross=CrossMemo())
+
+    def at(self, block: int) -> KVCache:
+        """The same keys and values, going on at a later block: what lies between is not seen.
+
+        Raises:
+            ValueError: an earlier block.
+        """
+        if block < self.next_block:
+            raise ValueError(f"the stream stands at block {self.next_block}, so it can't go on at {block}")
+        return replace(self, next_block=block, next_frame=self.rule.block_range(block)[0])
 
     def read(self, layer: int) -> list[LayerKV]:
         """Kept (k, v) of a layer, oldest first."""
@@ -80,14 +97,16 @@ class KVCache:
         frames = tuple(range(self.next_frame, self.next_frame + count))
         kept = set(self.rule.kept(self.next_block, [*self.frames, *frames]))
         blocks = []
-        for block_frames, block_layers in [*self.blocks, (frames, layers)]:
+        # Copies: the values are a view of the fused projection, of which they would keep all three parts alive.
+        fresh = tuple((k.contiguous(), v.contiguous()) for k, v in layers)
+        for block_frames, block_layers in [*self.blocks, (frames, fresh)]:
             stay = [i for i, frame in enumerate(block_frames) if frame in kept]
             if len(stay) == len(block_frames):
                 blocks.append((block_frames, block_layers))
             elif stay:
                 rows = tuple(_take_frames(kv, stay, len(block_frames)) for kv in block_layers)
                 blocks.append((tuple(block_frames[i] for i in stay), rows))
-        return KVCache(self.rule, tuple(blocks), self.next_block + 1, self.next_frame + count, self.cross)
+        return replace(self, blocks=tuple(blocks), next_block=self.next_block + 1, next_frame=self.next_frame + count)
 
 
 def _take_frames(kv: LayerKV, stay: list[int], count: int) -> LayerKV:

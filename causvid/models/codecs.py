@@ -6,7 +6,10 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from causvid.models.wan_vae import Streamed, VaeState
 from causvid.registry import register
+
+STARTED = VaeState(("started",))  # all that these codecs keep of a stream
 
 
 @register("codec", "identity")
@@ -20,6 +23,12 @@ class Identity:
 
     def decode(self, latents: Tensor) -> Tensor:
         return latents.clamp(-1, 1)
+
+    def encode_block(self, pixels: Tensor, state: VaeState) -> Streamed:
+        return Streamed(pixels, STARTED)
+
+    def decode_block(self, latents: Tensor, state: VaeState) -> Streamed:
+        return Streamed(self.decode(latents), STARTED)
 
     def pixel_frames(self, latent_frames: int) -> int:
         return latent_frames
@@ -59,6 +68,25 @@ class TimeFold:
         frames = rearrange(latents, "b n (k c) h w -> b (n k) c h w", k=self.frames)
         first = frames[:, : self.frames].mean(1, keepdim=True)
         return torch.cat([first, frames[:, self.frames :]], dim=1).clamp(-1, 1)
+
+    def encode_block(self, pixels: Tensor, state: VaeState) -> Streamed:
+        """The next frames of a stream: 1 + k n at its start, k n after it.
+
+        Raises:
+            ValueError: a number of frames that does not fold.
+        """
+        if not state.features:
+            return Streamed(self.encode(pixels), STARTED)
+        if not pixels.shape[1] or pixels.shape[1] % self.frames:
+            raise ValueError(f"a stream goes on with {self.frames} n frames, not {pixels.shape[1]}")
+        return Streamed(rearrange(pixels, "b (n k) c h w -> b n (k c) h w", k=self.frames), STARTED)
+
+    def decode_block(self, latents: Tensor, state: VaeState) -> Streamed:
+        """The next latents of a stream; the first of all gives one frame, every other k."""
+        if not state.features:
+            return Streamed(self.decode(latents), STARTED)
+        frames = rearrange(latents, "b n (k c) h w -> b (n k) c h w", k=self.frames)
+        return Streamed(frames.clamp(-1, 1), STARTED)
 
     def pixel_frames(self, latent_frames: int) -> int:
         return 1 + self.frames * (latent_frames - 1)

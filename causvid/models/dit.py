@@ -254,7 +254,7 @@ class VideoDiT(nn.Module):
             *cache.frames,
             *range(cache.next_frame, cache.next_frame + frames),
         )
-        key_rotations, query_rotations = _stream_rotations(self.position, key_frames, frames, grid)
+        key_rotations, query_rotations = _stream_rotations(cache.position or self.position, key_frames, frames, grid)
         past = cache.read(layer)
 
         def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 from causvid.randomness import Draw
 from causvid.registry import register
 from causvid.samplers.few_step import descending, renoise
-from causvid.types import Denoiser, Text
+from causvid.types import Denoiser, DenoiserOutput, Text
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,30 @@ class Block:
     latents: Tensor
 
 
+def evaluate(
+    model: Denoiser,
+    step: Step,
+    index: int,
+    estimate: Tensor,
+    text: Text,
+    draw: Draw,
+    cache: object,
+    given: Tensor | None = None,
+) -> DenoiserOutput:
+    """One step of a block: its estimate, noised to the step's time with the step's own noise, through the network.
+
+    Args:
+        index: number of the step within its block; with the block it is the key of the noise.
+        estimate: clean latents as far as they are known, ``b f c h w``.
+        given: clean latents of the block's first frames, which stand at t = 0 whatever the step's time is.
+    """
+    x_t, t = renoise(estimate, draw, f"block{step.block}/step{index}", step.t)
+    if given is not None:
+        count = given.shape[1]
+        x_t, t = torch.cat([given, x_t[:, count:]], 1), torch.cat([torch.zeros_like(t[:, :count]), t[:, count:]], 1)
+    return model(x_t, t, text, cache=cache, commit=step.commit)
+
+
 def run_schedule(
     model: Denoiser,
     schedule_steps: Iterator[Step] | Sequence[Step],
@@ -84,8 +108,7 @@ def run_schedule(
             if index == 0 and step.t != 1.0:
                 raise ValueError(f"block {number} starts at t = {step.t} without an estimate: it must start at 1")
             with torch.set_grad_enabled(grad_steps is not None and not step.commit and index in grad_steps):
-                x_t, t = renoise(estimate.detach(), draw, f"block{number}/step{index}", step.t)
-                output = model(x_t, t, part, cache=cache, commit=step.commit)  # type: ignore[arg-type]
+                output = evaluate(model, step, index, estimate.detach(), part, draw, cache)
             if step.commit:
                 cache = output.cache
             else:

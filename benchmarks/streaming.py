@@ -1,0 +1,253 @@
+"""Streaming in the tiny world by truth metrics: prompt switches, pictures, videos, long rollouts; and its speed.
+
+    python benchmarks/streaming.py switch image video long speed --run RUN --prompts 128 --out streaming.json
+
+Without ``--run`` it streams the causal teacher that ships, in few steps. Each part prints its numbers as one JSON line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+
+import psutil
+import torch
+
+from causvid import build, experiment, generation, weights
+from causvid.data import shapes
+from causvid.data.video import to_bytes
+from causvid.eval import shapes_truth
+from causvid.randomness import Draw
+from causvid.streaming.engine import Engine
+from causvid.streaming.session import Session
+
+FRAMES = 23
+SCORES = ("ok", "colour", "shape", "direction", "contrast")
+
+
+def stream(session: Session, blocks: int) -> torch.Tensor:
+    """The next blocks' frames, ``b f 3 h w`` in [-1, 1]."""
+    return torch.cat([session.step().frames for _ in range(blocks)], 1).float() / 127.5 - 1
+
+
+def share(values: torch.Tensor) -> float:
+    return round(float(values.float().mean()), 3)
+
+
+def agreement(before: shapes_truth.Fit, after: shapes_truth.Fit) -> torch.Tensor:
+    """Share of texture cells that two videos have in common, ``b``; a half is chance."""
+    return (before.state.texture == after.state.texture).float().mean((1, 2))
+
+
+def centres(videos: torch.Tensor) -> torch.Tensor:
+    """Centre of the shape in every frame, ``b f 2``."""
+    return shapes_truth._centres(shapes_truth._coverage(videos)[1])
+
+
+def apart(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Mean distance of two trajectories on the torus, pixels, ``b``."""
+    return ((a - b + shapes.SIZE / 2) % shapes.SIZE - shapes.SIZE / 2).norm(dim=-1).mean(1)
+
+
+def changed(states: shapes.State, what: str) -> shapes.State:
+    """The same states with the next colour, or the opposite direction."""
+    colour, direction = states.colour, states.direction
+    if what == "colour":
+        colour = (colour + 1) % len(shapes.COLOURS)
+    else:
+        direction = direction ^ 1
+    return shapes.State(colour, states.shape, direction, states.radius, states.speed, states.start, states.ground,
+                        states.texture)  # fmt: skip
+
+
+def matches(fitted: shapes_truth.Fit, states: shapes.State) -> dict[str, torch.Tensor]:
+    state = fitted.state
+    return {
+        "colour": (state.colour == states.colour) & (fitted.overlap > 0),
+        "shape": (state.shape == states.shape) & (fitted.overlap >= shapes_truth.MIN_OVERLAP),
+        "direction": (state.direction == states.direction) & (state.speed >= shapes_truth.MIN_SPEED),
+    }
+
+
+def switch(engine: Engine, states: shapes.State, cache: str) -> dict:
+    """A prompt is changed after a training length; two blocks later a training length is judged."""
+    out: dict = {}
+    blocks = -(-engine.frames // 3)
+    for policy in ("keep", "recache", "cut"):
+        for what in ("colour", "direction"):
+            new = changed(states, what)
+            session = Session(engine, states.captions, cache=cache)
+            before = shapes_truth.fit(stream(session, blocks))
+            session.prompt(new.captions, policy)
+            after = stream(session, blocks + 2)
+            size = 6
+            rows = {}
+            for name, frames in {"at_once": after[:, : 2 * size], "two_blocks_later": after[:, 2 * size :]}.items():
+                fitted = shapes_truth.fit(frames)
+                found = matches(fitted, new)
+                kept = found["shape"] & found["colour" if what == "direction" else "direction"]
+                same = agreement(before, fitted)
+                rows[name] = {
+                    "obeyed": share(found[what]),
+                    "rest_kept": share(kept),
+                    "both": share(found[what] & kept),
+                    "texture_kept": share(same),
+                    "ground_moved": share((fitted.state.ground - before.state.ground).abs()),
+                }
+            out[f"{policy}/{what}"] = rows
+    session = Session(engine, states.captions, cache=cache)
+    stream(session, blocks)
+    stream(session, 2)
+    fitted = shapes_truth.fit(stream(session, blocks))
+    out["no_switch"] = {name: share(value) for name, value in matches(fitted, states).items()}
+    return out
+
+
+def image(engine: Engine, states: shapes.State, cache: str) -> dict:
+    """A rendered frame starts a stream of a training length, in each way."""
+    out = {}
+    picture = to_bytes(shapes.render(states, 1)[:, 0])
+    first = shapes_truth.fit(shapes.render(states, FRAMES))
+    for how in ("still", "first", "alone"):
+        session = Session(engine, states.captions, cache=cache)
+        session.image(picture, how)
+        video = stream(session, 5)[:, :FRAMES]
+        later = video[:, 5:] if how == "still" else video
+        fitted = shapes_truth.fit(later)
+        found = matches(fitted, states)
+        start = apart(centres(video[:, :1]), centres(shapes.render(states, 1)))
+        out[how] = {
+            **{name: share(value) for name, value in found.items()},
+            "shape_and_colour": share(found["shape"] & found["colour"]),
+            "texture_kept": share(agreement(first, fitted)),
+            "contrast": share(fitted.contrast),
+            "size_px": share((fitted.state.radius - states.radius).abs()),
+            "start_px": share(start),
+            "speed": share(fitted.state.speed),
+        }
+    return out
+
+
+def video(engine: Engine, states: shapes.State, cache: str, strengths: list[float]) -> dict:
+    """Rendered videos in another colour are restyled: colour of the prompt, motion of the input."""
+    out = {}
+    source = shapes.render(states, FRAMES)
+    wanted = changed(states, "colour")
+    for strength in strengths:
+        session = Session(engine, wanted.captions, cache=cache)
+        session.video(to_bytes(source), strength)
+        made = stream(session, -(-engine.frames // 3))[:, :FRAMES]
+        fitted = shapes_truth.fit(made)
+        found = matches(fitted, wanted)
+        distance = apart(centres(made), centres(source))
+        follows = (distance <= 2) & found["direction"]
+        out[f"{strength:g}"] = {
+            "colour": share(found["colour"]),
+            "shape": share(found["shape"]),
+            "follows": share(follows),
+            "both": share(follows & found["colour"]),
+            "distance_px": share(distance),
+            "texture_kept": share(agreement(shapes_truth.fit(source), fitted)),
+            "fidelity_db": share(10 * torch.log10(4 / (made - source).pow(2).mean((1, 2, 3, 4)))),
+            "contrast": share(fitted.contrast),
+        }
+    return out
+
+
+def long(engine: Engine, states: shapes.State, cache: str, factor: int) -> dict:
+    """Many times the training length: the first and the last part, memory and time per block on the way."""
+    session = Session(engine, states.captions, cache=cache)
+    frames = engine.frames * factor
+    blocks = len(session.moment.cache.rule.blocks(frames))
+    head, tail, rows = [], [], []
+    length = -(-engine.frames // 3)
+    process = psutil.Process()
+    for block in range(blocks):
+        made = session.step()
+        head = [*head, made.frames] if block < length else head
+        tail = [*tail, made.frames][-length:]
+        if block % max(1, blocks // 100) == 0 or block == blocks - 1:
+            rows.append((block, made.row.total, process.memory_info().rss, session.moment.cache.bytes))
+    judge, prompts = shapes_truth.ShapesTruth(), states.captions
+    parts = {"first": torch.cat(head, 1), "last": torch.cat(tail, 1)}
+    found = {name: judge(part.float() / 127.5 - 1, prompts) for name, part in parts.items()}
+    settled = rows[len(rows) // 10 :]
+    quarter = max(1, len(settled) // 4)
+    early, late = (statistics.median(row[1] for row in part) for part in (settled[:quarter], settled[-quarter:]))
+    return {
+        "blocks": blocks,
+        **{name: {key: share(value[key]) for key in SCORES} for name, value in found.items()},
+        "block_s_ratio_last_to_first_quarter": round(late / early, 3),
+        "rss_ratio_last_to_tenth": round(settled[-1][2] / settled[0][2], 3), "cache_bytes": settled[-1][3],
+        "rows": [(b, round(s, 4), r, c) for b, s, r, c in rows],
+    }  # fmt: skip
+
+
+def speed(engine: Engine, repeats: int = 5) -> dict:
+    """A clip of the training length as a stream, and by the many-step teacher, in turns in one process."""
+    spec = experiment.single("tiny/causvid", [])
+    world = build.World(spec)
+    teacher = build.load_network(spec, world, build.teacher_rule(spec), build.shipped_teacher(spec))
+    sampler, draw = build.teacher_sampler(spec), Draw(0, "timing", 0, [0])
+    prompt = "a red circle moves left"
+    text, free = world.text_encoder.encode([prompt]), world.unconditional(1)
+    firsts, streams, teachers, shares = [], [], [], []
+    for repeat in range(repeats + 1):
+        begin = time.perf_counter()
+        session = Session(engine, prompt)
+        stream(session, -(-engine.frames // 3))
+        streamed = time.perf_counter() - begin
+        begin = time.perf_counter()
+        world.codec.decode(sampler(teacher, draw.normal("noise", *world.latent_shape), text, free).last)
+        if repeat:
+            summary = session.ledger.summary()
+            firsts.append(summary["first_frame_s"])
+            streams.append(streamed)
+            teachers.append(time.perf_counter() - begin)
+            shares.append({key: value for key, value in summary.items() if key.endswith("_share")})
+    first, streamed, many = (statistics.median(values) for values in (firsts, streams, teachers))
+    return {
+        "first_frame_s": first, "clip_s": streamed, "teacher_s": many, "fps": FRAMES / streamed,
+        "teacher_fps": FRAMES / many, "latency_ratio": many / first, "throughput_ratio": many / streamed,
+        "shares": {key: round(statistics.median(s[key] for s in shares), 3) for key in shares[0]},
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Measure the named parts and write them as one JSON file."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("parts", nargs="+", choices=["switch", "image", "video", "long", "speed"])
+    parser.add_argument("--student", type=Path, help="weights of a student of tiny/causvid, wherever they lie")
+    parser.add_argument("--run", help="a run's spec or folder; default the causal teacher that ships")
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--steps", type=int, default=None)
+    parser.add_argument("--prompts", type=int, default=128)
+    parser.add_argument("--cache", default="trained")
+    parser.add_argument("--factor", type=int, default=100)
+    parser.add_argument("--strengths", type=float, nargs="+", default=[0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95])
+    parser.add_argument("--out", type=Path)
+    told = parser.parse_args()
+    if told.student:
+        engine = generation.engine_with(experiment.single("tiny/causvid", []), told.student)
+    else:
+        engine = generation.engine_of(told.run, told.runs) if told.run else generation.shipped_engine()
+    engine = engine.with_steps(told.steps)
+    states = shapes.Shapes(FRAMES).states(range(told.prompts), "test")
+    out = {"prompts": told.prompts, "cache": told.cache, "times": list(engine.times), "run": told.run or "shipped"}
+    for part in told.parts:
+        made = {
+            "switch": lambda: switch(engine, states, told.cache), "image": lambda: image(engine, states, told.cache),
+            "video": lambda: video(engine, states, told.cache, told.strengths),
+            "long": lambda: long(engine, states, told.cache, told.factor), "speed": lambda: speed(engine),
+        }[part]()  # fmt: skip
+        out[part] = made
+        print(json.dumps({part: {k: v for k, v in made.items() if k != "rows"}}), flush=True)
+    if told.out:
+        weights.write_json(told.out, out)
+
+
+if __name__ == "__main__":
+    main()

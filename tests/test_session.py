@@ -1,0 +1,414 @@
+"""Sessions, exact where exactness is defined: replays, forks, streaming decode, prompts, pictures, videos."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from stream_toys import BLUE, CODECS, RED, pixels, toy_engine, wan_engine
+
+from causvid import weights
+from causvid.attention.masks import BlockCausal, SinkWindow, SlidingWindow
+from causvid.attention.positions import WindowRelative
+from causvid.errors import UserError
+from causvid.models.wan_vae import VaeState
+from causvid.randomness import Draw
+from causvid.samplers.rollout import Rollout
+from causvid.streaming import record as records
+from causvid.streaming.moment import entered
+from causvid.streaming.session import Session
+
+
+def latents(session, blocks):
+    return torch.cat([session.step().latents for _ in range(blocks)], 1)
+
+
+def steer(session):
+    """Six blocks in which everything happens that may happen in mid-stream."""
+    made = [session.step(), session.step()]
+    session.prompt(BLUE, "recache")
+    made.append(session.step())
+    session.video(pixels(session.engine, 2 * session.wanted, session.moment.batch), 0.8)
+    made += [session.step(), session.step()]
+    session.prompt(RED)
+    session.reseed(5)
+    return [*made, session.step()]
+
+
+def equal(left, right):
+    return all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
+
+
+def same(left, right):
+    return all(
+        torch.equal(a.latents, b.latents) and torch.equal(a.frames, b.frames) for a, b in zip(left, right, strict=True)
+    )
+
+
+@pytest.mark.parametrize("context_t", [0.0, 0.3])
+def test_a_session_is_the_rollout(context_t):
+    """Block by block, with the same noise; and the context of the last block is not computed."""
+    engine = toy_engine(context_t=context_t)
+    session = Session(engine, [RED, BLUE], seed=3)
+    made = latents(session, 5)
+    rollout = Rollout(engine.times, context_t)
+    draw = Draw(3, "generate", 0, [0, 1])
+    wanted = [b.latents for b in rollout.stream(engine.model, (15, *engine.frame_shape), session.moment.text, draw)]
+    assert torch.equal(made, torch.cat(wanted, 1))
+    assert session.moment.pending is not None and session.moment.cache.next_block == 4
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_streaming_decode_and_encode_equal_the_whole_clip(codec):
+    if codec == "wan_vae":
+        pytest.importorskip("diffusers")
+    engine = CODECS[codec]()
+    session = Session(engine, RED)
+    made = [session.step() for _ in range(3)]
+    whole = engine.codec.decode(torch.cat([block.latents for block in made], 1))
+    frames = torch.cat([block.frames for block in made], 1)
+    assert torch.equal(frames, ((whole.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8))
+    clip, state, parts, start = whole.clamp(-1, 1), VaeState(), [], 0
+    for count in (block.frames.shape[1] for block in made):
+        out = engine.codec.encode_block(clip[:, start : start + count], state)
+        state, start = out.state, start + count
+        parts.append(out.value)
+    assert torch.allclose(torch.cat(parts, 1), engine.codec.encode(clip), atol=1e-5)
+
+
+@pytest.mark.parametrize("make", [toy_engine, wan_engine], ids=["tiny", "wan"])
+def test_a_replay_gives_the_same_bytes(make, tmp_path):
+    if make is wan_engine:
+        pytest.importorskip("diffusers")
+    engine = make()
+    session = Session(engine, RED, seed=1, cache={"name": "sink_window", "window_frames": 3}, steps=2)
+    session.image(pixels(engine, 1)[0, 0], "first")
+    made = steer(session)
+    records.write(tmp_path / "s.session", records.record(session))
+    found = records.read(tmp_path / "s.session")
+    again = list(records.replay(engine, found))
+    assert same(made, again) and found.digest == session.digest and found.blocks == 6
+    assert [event.kind for event in found.events] == ["image", "prompt", "video", "prompt", "seed"]
+
+
+@pytest.mark.parametrize("keep", [0, 2, 9])
+def test_a_fork_is_a_fresh_run_with_the_same_history(keep):
+    """From any block, whatever is still held of it; going back forgets what was done since."""
+    engine = toy_engine()
+    session = Session(engine, RED, keep=keep)
+    steer(session)
+    for block in range(7):
+        fork, fresh = session.fork(block), Session(engine, RED)
+        for number in range(block):
+            for event in (e for e in session.recorded if e.block == number):
+                fresh.apply(event)
+            fresh.step()
+        assert fork.digest == fresh.digest and fork.marks == fresh.marks and fork.block == block
+        fork.prompt(BLUE)
+        fresh.prompt(BLUE)
+        assert same([fork.step(), fork.step()], [fresh.step(), fresh.step()])
+    now = session.fork()
+    assert same([now.step()], [session.step()])
+    session.seek(3)
+    fresh = Session(engine, RED)
+    steer(fresh)
+    assert session.block == 3 and same([session.step()], [fresh.fork(3).step()])
+    assert [event.block for event in session.recorded] == [2]
+
+
+def test_a_fork_with_another_seed_differs_from_there_on():
+    session = Session(toy_engine(), RED)
+    latents(session, 2)
+    fork = session.fork(1, seed=9)
+    assert not torch.equal(fork.step().latents, session.fork(1).step().latents)
+
+
+def test_two_forks_with_two_prompts_do_not_disturb_each_other():
+    session = Session(toy_engine(), RED)
+    latents(session, 2)
+    alone = session.fork()
+    alone.prompt(BLUE)
+    wanted = latents(alone, 3)
+    one, two = session.fork(), session.fork()
+    one.prompt(BLUE)
+    mixed = []
+    for _ in range(3):
+        mixed.append(one.step().latents)
+        two.step()
+    assert torch.equal(torch.cat(mixed, 1), wanted)
+
+
+@pytest.mark.parametrize("rule", [BlockCausal(3), BlockCausal(2, 1)])
+def test_recaching_is_the_context_of_the_new_text(rule):
+    """With everything kept: as if the same latents had been committed with the new text from the start."""
+    engine = toy_engine(rule)
+    session = Session(engine, RED)
+    clean = latents(session, 4)
+    session.prompt(BLUE, "recache")
+    session.step()
+    text, cache = engine.encode_text([BLUE]), engine.model.new_cache()
+    with torch.no_grad():
+        for start, stop in rule.blocks(clean.shape[1]):
+            t = torch.zeros(1, stop - start)
+            cache = engine.model(clean[:, start:stop], t, text, cache=cache, commit=True).cache
+    for (frames, layers), (wanted, others) in zip(session.moment.cache.blocks, cache.blocks, strict=True):
+        assert frames == wanted
+        assert all(equal(kv, other) for kv, other in zip(layers, others, strict=True))
+
+
+def test_keeping_leaves_the_context_and_changes_what_follows():
+    engine = toy_engine()
+    kept, recached, other = (Session(engine, RED) for _ in range(3))
+    for session in (kept, recached, other):
+        latents(session, 3)
+    kept.prompt(BLUE, "keep")
+    recached.prompt(BLUE, "recache")
+    a, b, c = (session.step().latents for session in (kept, recached, other))
+    assert not torch.equal(a, c) and not torch.equal(a, b)
+    assert torch.equal(kept.moment.cache.blocks[-1][1][0][0], other.moment.cache.blocks[-1][1][0][0])
+    assert not torch.equal(kept.moment.cache.blocks[-1][1][1][0], recached.moment.cache.blocks[-1][1][1][0])
+
+
+@pytest.mark.parametrize("cache", [{"name": "sink_window", "window_frames": 4, "sink_frames": 2}, "window", "full"])
+def test_recaching_keeps_the_frames_that_a_policy_keeps(cache):
+    session = Session(toy_engine(SlidingWindow(3, 1, 6)), RED, cache=cache)
+    latents(session, 6)
+    held = session.fork()
+    held.step()
+    session.prompt(BLUE, "recache")
+    session.step()
+    assert session.moment.cache.frames == held.moment.cache.frames
+    assert session.moment.cache.bytes == held.moment.cache.bytes
+
+
+@pytest.mark.parametrize("how", ["still", "first", "alone"])
+def test_a_picture_is_what_the_stream_begins_with(how):
+    engine = toy_engine()
+    session = Session(engine, [RED, BLUE])
+    picture = pixels(engine, 1, 2)[:, 0]
+    session.image(picture, how)
+    first = session.step()
+    assert first.frames.shape[1] == {"still": 5, "first": 5, "alone": 1}[how]
+    assert torch.equal(first.frames[:, 0], picture)  # this codec loses nothing
+    if how == "still":
+        assert all(torch.equal(frame, picture) for frame in first.frames.unbind(1))
+    assert session.step().frames.shape[1] == 6
+    with pytest.raises(UserError, match="a picture starts a stream"):
+        session.image(picture, how)
+
+
+def test_frames_are_restyled_from_the_time_of_the_strength():
+    """With little noise what comes out is what the network says of the input; with all of it the input is nothing."""
+    engine = toy_engine()
+    frames = pixels(engine, 11)
+    free = latents(Session(engine, RED), 2)
+    session = Session(engine, RED)
+    session.video(frames, 1.0)
+    assert torch.equal(latents(session, 2), free)
+    session = Session(engine, RED)
+    session.video(frames[0], 0.7)
+    assert session.waiting == 11 and session.wanted == 5
+    made = session.step()
+    encoded = engine.codec.encode(frames[:, :5].float() / 127.5 - 1)
+    noise = Draw(0, "generate", 0, [0]).normal("block0/step0", *encoded.shape[1:])
+    with torch.no_grad():
+        x_t, t = 0.3 * encoded + 0.7 * noise, torch.full((1, 3), 0.7)
+        wanted = engine.model(x_t, t, session.moment.text, cache=engine.model.new_cache()).x0
+    assert torch.allclose(made.latents, wanted, atol=1e-6)
+    session.step()
+    assert session.waiting == 0 and torch.equal(session.step().latents[:, :0], free[:, :0])
+    assert session.moment.incoming is None  # used up: the stream went on from its text
+    assert entered((1.0, 0.9, 0.7), 0.8) == (0.8, 0.7) and entered((1.0, 0.9, 0.7), 0.1) == (0.1,)
+
+
+def test_a_feed_may_come_in_pieces_and_begin_in_mid_stream():
+    engine = toy_engine()
+    frames = pixels(engine, 18)
+    whole, pieces = Session(engine, RED), Session(engine, RED)
+    for session in (whole, pieces):
+        session.step()
+    whole.video(frames, 0.8)
+    wanted = latents(whole, 3)
+    made = []
+    for start in range(0, 18, 6):
+        pieces.video(frames[:, start : start + 6], 0.8)
+        made.append(pieces.step().latents)
+    assert torch.equal(torch.cat(made, 1), wanted)
+
+
+def test_a_batch_is_its_rows():
+    engine = toy_engine()
+    both = Session(engine, [RED, BLUE])
+    together = latents(both, 3)
+    alone = latents(Session(engine, RED), 3)
+    assert torch.allclose(together[:1], alone, atol=1e-5)  # the second row draws noise of its own
+    both.prompt(BLUE)
+    assert both.moment.prompts == (BLUE, BLUE)
+
+
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [("trained", SlidingWindow(3, None, 6)), ("full", BlockCausal(3)), ("window", SlidingWindow(3, None, 12)),
+     ({"name": "window", "window_frames": 4}, SlidingWindow(3, None, 4)), ("sink_window", SinkWindow(3, None, 9, 3))],
+)  # fmt: skip
+def test_bytes_are_predicted_and_no_others_are_allocated(name, rule):
+    engine = toy_engine()
+    session = Session(engine, [RED, BLUE], cache=name)
+    footprint, seen = engine.footprint(2), session.moment.cache.rule
+    assert [seen.block_range(2), [seen.sees(30, k) for k in range(33)]] == [
+        rule.block_range(2), [rule.sees(30, k) for k in range(33)],
+    ]  # fmt: skip
+    for blocks in range(9):
+        cache = session.moment.cache
+        storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for _, layers in cache.blocks
+                    for kv in layers for x in kv}  # fmt: skip
+        assert footprint.after(seen, max(0, blocks - 1)) == cache.bytes == sum(storages.values())
+        session.step()
+
+
+def test_positions_are_those_of_the_policy():
+    engine = toy_engine()
+    sink = {"name": "sink_window", "window_frames": 3, "sink_frames": 3}
+    streams = {
+        p: latents(Session(engine, RED, cache={**sink, "position": p}), 5) for p in ("absolute", "window_relative")
+    }
+    assert torch.equal(*(x[:, :6] for x in streams.values())) and not torch.equal(*(x[:, 9:] for x in streams.values()))
+    relative = toy_engine(SinkWindow(3, None, 3, 3), position=WindowRelative())
+    assert torch.equal(latents(Session(relative, RED), 5), streams["window_relative"])
+
+
+def test_the_text_is_projected_once_per_prompt():
+    engine = toy_engine()
+    calls = []
+    for block in engine.network.blocks:
+        block.cross_attention.kv.register_forward_hook(lambda *_: calls.append(1))
+    session = Session(engine, RED)
+    latents(session, 4)
+    assert len(calls) == 2  # layers
+    session.prompt(BLUE)
+    latents(session, 4)
+    assert len(calls) == 4
+
+
+@torch.no_grad()
+def test_a_long_stream_is_flat():
+    session = Session(toy_engine(), RED, keep=2)
+    session.prompt(BLUE)
+    latents(session, 6)
+    held, first = session.moment.cache.bytes, len(session.moment.context)
+    for _ in range(150):
+        session.step()
+    assert session.moment.cache.bytes == held and len(session.moment.context) == first == 1
+    assert len(session.marks) == 8 * 156
+
+
+def test_the_ledger_adds_up():
+    session = Session(toy_engine(), RED)
+    for _ in range(4):
+        session.step()
+    rows, summary = list(session.ledger.rows), session.ledger.summary()
+    assert [row.block for row in rows] == [0, 1, 2, 3] and rows[0].text > 0 and rows[0].cache == 0 < rows[1].cache
+    assert all(row.transformer + row.cache + row.codec <= row.total for row in rows)
+    assert summary["frames"] == 5 + 3 * 6 and summary["first_frame_s"] == rows[0].at
+    assert sum(summary[f"{part}_share"] for part in ("text", "transformer", "cache", "codec")) == pytest.approx(1)
+
+
+WRONG = [
+    (lambda s: s.prompt("a purple circle moves left"), "unknown word 'purple'"),
+    (lambda s: s.prompt(RED, "forget"), "no prompt policy 'forget'"),
+    (lambda s: s.prompt([RED, RED]), "1 prompts, and 2 were given"),
+    (lambda s: s.video(torch.zeros(3, 3, 5, 4)), r"'f 3 4 4'"),
+    (lambda s: s.video(torch.zeros(5, 3, 4, 4), 0.0), "strength must be above 0"),
+    (lambda s: s.video(torch.zeros(5, 3, 4, 4), float("nan")), "strength must be above 0"),
+    (lambda s: s.video(torch.zeros(2, 5, 3, 4, 4)), "1 rows, and 2 videos"),
+    (lambda s: s.image(torch.zeros(3, 4, 4), "sideways"), "no way 'sideways'"),
+    (lambda s: s.fork(3), "blocks 0 to 0"),
+    (lambda s: Session(s.engine, RED, cache="windw"), "did you mean 'window'"),
+    (lambda s: Session(s.engine, RED, cache={"name": "window", "window_frames": 2}), "below block_frames"),
+    (lambda s: Session(s.engine, RED, steps=0), "steps must be at least 1"),
+    (lambda s: Session(s.engine, RED, steps=[0.5]), "starts from noise"),
+    (lambda s: Session(s.engine, []), "needs a prompt"),
+]
+
+
+@pytest.mark.parametrize(("do", "message"), WRONG, ids=[w[1] for w in WRONG])
+def test_what_is_wrong_is_told_and_changes_nothing(do, message):
+    session = Session(toy_engine(), RED)
+    with pytest.raises(UserError, match=message):
+        do(session)
+    assert session.recorded == () and torch.equal(latents(session, 1), latents(Session(session.engine, RED), 1))
+
+
+def test_more_video_than_may_be_held_ends_the_record_and_not_the_stream():
+    session = Session(toy_engine(), RED, record_bytes=400)
+    session.video(pixels(session.engine, 5), 0.8)
+    session.video(pixels(session.engine, 6), 0.8)
+    latents(session, 2)
+    with pytest.raises(UserError, match="no record"):
+        records.record(session)
+    assert session.fork().block == 2
+
+
+def recorded(tmp_path, engine):
+    session = Session(engine, RED)
+    session.video(pixels(engine, 5), 0.8)
+    session.step()
+    session.prompt(BLUE)
+    session.step()
+    path = tmp_path / "s.session"
+    records.write(path, records.record(session))
+    return path
+
+
+def rewritten(path, change):
+    """The file with its body changed and sealed again: what only a person who means it does."""
+    tensors, metadata = weights.read_tensors(path)
+    body = json.loads(metadata["body"])
+    change(body, tensors)
+    text = json.dumps(body, sort_keys=True)
+    weights.write_tensors(path, tensors, {**metadata, "body": text, "seal": records._seal(text, tensors)})
+
+
+def test_a_damaged_or_changed_file_is_one_clear_error(tmp_path):
+    engine = toy_engine()
+    path = recorded(tmp_path, engine)
+    content = path.read_bytes()
+    for position in range(0, len(content), 97):
+        path.write_bytes(content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :])
+        with pytest.raises(UserError):
+            records.read(path)
+    for bad in (b"", b"x" * 50, content[:-3], content + b"x"):
+        path.write_bytes(bad)
+        with pytest.raises(UserError):
+            records.read(path)
+    with pytest.raises(UserError, match="does not exist"):
+        records.read(tmp_path / "none")
+    weights.write_tensors(path, {"x": torch.zeros(1)})
+    with pytest.raises(UserError, match="no session file"):
+        records.read(path)
+
+
+CHANGES = [
+    (lambda b, t: b["events"].pop(), "is not the recorded one: versions and threads are equal"),
+    (lambda b, t: b["start"].update(seed=7), "block 0 is not the recorded one"),
+    (lambda b, t: b["environment"].update(threads="99") or b["start"].update(seed=7), r"threads 1 \(was 99\)"),
+    (lambda b, t: b["identity"].update(network="0" * 64), "another model: network is"),
+    (lambda b, t: b["events"][0].__setitem__(0, "dance"), "does not hold a session"),
+    (lambda b, t: b["events"][0][2].update(strength="much"), "does not hold a session"),
+    (lambda b, t: b["events"].reverse(), "does not hold a session"),
+    (lambda b, t: b.update(blocks=10**9), "does not hold a session"),
+    (lambda b, t: b["start"].update(steps=[1.0, "x"]), "does not hold a session"),
+    (lambda b, t: b["start"].update(prompts=[1]), "does not hold a session"),
+    (lambda b, t: b.pop("marks"), "does not hold a session"),
+    (lambda b, t: t.clear(), "does not hold a session"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), CHANGES, ids=range(len(CHANGES)))
+def test_a_file_that_tells_another_stream_is_found_out(change, message, tmp_path):
+    engine = toy_engine()
+    path = recorded(tmp_path, engine)
+    rewritten(path, change)
+    with pytest.raises(UserError, match=message):
+        list(records.replay(engine, records.read(path)))
