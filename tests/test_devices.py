@@ -53,7 +53,7 @@ def test_regression_and_the_teachers_sampler_stay_on_their_device(tmp_path):
     world = build.World(arm)
     model = build.network(arm, world, build.student_rule(arm)).to(DEVICE)
     states = torch.zeros(3, 2, 6, 6, 32, 32, device=DEVICE)
-    given = scene(arm, {"student": model}, Trajectory(states, torch.tensor([1.0, 0.5, 0.0], device=DEVICE)))
+    given = scene(arm, {"student": model}, Trajectory(states, torch.tensor([1.0, 0.5, 0.0])))
     build.construct(arm["ode_init.loss"])("student", given).value.backward()
     end = Euler(2, 5.0, 2.0)(model, given.data, given.text, given.unconditional).last
     assert end.device.type == DEVICE.type

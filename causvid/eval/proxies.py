@@ -129,7 +129,7 @@ class Saturation(FrameDimension):
 
 @register("metric", "vbench_proxies")
 class Proxies:
-    """Weight-free proxies of motion, smoothness, consistency and sharpness; never part of a VBench total."""
+    """Proxies of motion, smoothness, consistency, sharpness and saturation, without weights; never part of a total."""
 
     def __init__(self) -> None:
         opencv()
@@ -139,6 +139,7 @@ class Proxies:
         known: dict[str, FrameDimension] = {
             "proxy_dynamics": Dynamics(), "proxy_smoothness": Smoothness(),
             "proxy_consistency": Consistency(), "proxy_sharpness": Sharpness(),
+            "proxy_saturation": Saturation(),
         }  # fmt: skip
         return judge(known, videos)
 

@@ -72,7 +72,7 @@ class OdeInit:
                 samples = ranks.rows(range(step * batch, (step + 1) * batch))
                 rows = [_row(spec["seed"], sample, len(pairs)) for sample in samples]
                 chosen, text = pairs.rows(rows, world.text_encoder)
-                chosen = Trajectory(chosen.states.to(world.device), chosen.times.to(world.device))
+                chosen = Trajectory(chosen.states.to(world.device), chosen.times)  # the loss reads the times here
                 text, unconditional = text.to(world.device), world.unconditional(len(rows))
                 draw = Draw(spec["seed"], "ode_init", step, samples, world.device)
                 scene = Scene(draw, text, unconditional, {"student": student}, blocks, trajectory=chosen)
