@@ -82,7 +82,7 @@ def _given(
     from causvid import wan_generation
 
     request = wan_generation.Request(
-        spec, weights, (), Path(), change, model, part, store=runs / "text", device=device or wan_generation.default_device(),
-        dtype=dtype,
+        spec, weights, (), Path(), change, model, part, store=runs / "text",
+        device=device or wan_generation.default_device(), dtype=dtype,
     )  # fmt: skip
     return Checkpoint(spec, wan=request, prompt="a red fox in the snow", fps=16)
