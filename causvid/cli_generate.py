@@ -118,7 +118,7 @@ def generate(
     request = wan_generation.Request(
         spec, weights, wan_generation.read_prompts(prompts) if prompts else [prompt or ""], out,
         [*(change or []), *overrides], model, part, seed or [0], frames, rollouts, fps or 16, runs / "text",
-        device or default_device(), dtype, negative, script, stream,
+        device or wan_generation.default_device(), dtype, negative, script, stream,
     )  # fmt: skip
     _tell(wan_generation.generate(request), out)
 
@@ -160,11 +160,3 @@ def _script(
             raise UserError(f"--cache: {told['cache']} is neither a name nor a mapping: {error}") from error
     at = read_prompts_at(prompts_at) if prompts_at is not None else ((0, prompt or ""),)
     return Script(at, frames, seed[0] if seed else 0, replay=replay, **told)
-
-
-def default_device() -> str:
-    """An accelerator, if there is one."""
-    import torch
-
-    found = torch.accelerator.current_accelerator(check_available=True)
-    return str(found) if found is not None else "cpu"

@@ -80,10 +80,9 @@ def _given(
     if spec is None or weights is None:
         return None
     from causvid import wan_generation
-    from causvid.cli_generate import default_device
 
     request = wan_generation.Request(
-        spec, weights, (), Path(), change, model, part, store=runs / "text", device=device or default_device(),
-        dtype=dtype,
+        spec, weights, (), Path(), change, model, part, store=runs / "text",
+        device=device or wan_generation.default_device(), dtype=dtype,
     )  # fmt: skip
     return Checkpoint(spec, wan=request, prompt="a red fox in the snow", fps=16)

@@ -236,6 +236,12 @@ def _shown(play: Play, show: progress.Bar) -> Iterator[Tensor]:
         yield frames
 
 
+def default_device() -> str:
+    """An accelerator, if there is one."""
+    found = torch.accelerator.current_accelerator(check_available=True)
+    return str(found) if found is not None else "cpu"
+
+
 def read_prompts(path: Path) -> list[str]:
     """One prompt a line; empty lines are left out.
 
