@@ -1,104 +1,33 @@
-"""From a validated spec to objects: the only place that calls constructors by name."""
+"""From a validated spec to objects: networks, masks, samplers, and where their weights are."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import nn
 
-from causvid import registry, schedule, weights
+from causvid import schedule
 from causvid.attention.kernels import Kernel
 from causvid.attention.masks import Bidirectional, Rule
+from causvid.data.trajectories import Trajectories
 from causvid.errors import UserError
+from causvid.models import wan_files
 from causvid.models.dit import VideoDiT
+from causvid.models.layouts import fill, same, shapes_of
+from causvid.models.wan import Size
 from causvid.spec import Spec, complete, experiments_folder, flat
-from causvid.types import Text
+from causvid.tensor_files import open_tensors
 from causvid.validate import Bound
+from causvid.world import World, construct, device, weights_folder
 
-
-def construct(bound: Bound, **supplied: Any) -> Any:
-    """The component, with its options; components among them are constructed too.
-
-    Args:
-        bound: a validated component of a spec.
-        supplied: arguments that come from elsewhere, where the spec leaves them open; those that the component does
-            not take are left out.
-
-    Raises:
-        UserError: the component refuses its options.
-    """
-    found = registry.find(bound.group, bound["name"])
-    parameters = found.signature.parameters
-    options = {key: _construct_nested(value) for key, value in bound.items() if key != "name"}
-    options.update({k: v for k, v in supplied.items() if k in parameters and options.get(k) is None})
-    try:
-        return found.target(**options)
-    except (ValueError, TypeError, LookupError, RuntimeError, ArithmeticError) as error:
-        raise UserError(f"{bound.group} '{bound['name']}': {error}") from error
-
-
-def _construct_nested(value: Any) -> Any:
-    if isinstance(value, Bound):
-        return construct(value)
-    if isinstance(value, list):
-        return [_construct_nested(item) for item in value]
-    return value
-
-
-class World:
-    """Dataset, codec and text encoder of a spec, and the geometry that follows from them.
-
-    Attributes:
-        latent_shape: (f, c, h, w) of a clip's latents.
-    """
-
-    def __init__(self, spec: Spec, **supplied: Any) -> None:
-        """Build a spec's world; ``supplied`` is what codec and text encoder take from outside, as their weights."""
-        codec, text_encoder = spec["world.codec"], spec["world.text_encoder"]
-        self.dataset = construct(spec["world.dataset"], codec=codec, text_encoder=text_encoder)
-        self.codec = construct(codec, **supplied)
-        self.text_encoder = construct(text_encoder, vocabulary=self.dataset.vocabulary, **supplied)
-        self.negative_prompt: str = spec["world.negative_prompt"]
-        # Some datasets hold latents already, and the embeddings of their captions.
-        self.holds_latents = hasattr(self.dataset, "latents")
-        if self.holds_latents:
-            self.latent_shape = self.dataset.latent_shape
-            return
-        frames, channels, height, width = self.dataset.pixel_shape
-        try:
-            latent_frames = self.codec.latent_frames(frames)
-        except ValueError as error:
-            raise UserError(f"world.dataset and world.codec do not fit: {error}") from error
-        scale = self.codec.scale
-        if height % scale or width % scale:
-            raise UserError(f"world.codec: height and width must be multiples of {scale}, got {height}x{width}")
-        self.latent_shape = (latent_frames, self.codec.latent_channels(channels), height // scale, width // scale)
-
-    def batch(self, indices: Sequence[int], split: str = "train") -> tuple[torch.Tensor, Text, Text]:
-        """(latents ``b f c h w``, text, the empty prompt as often) of the given samples."""
-        if self.holds_latents:
-            latents, captions, text = self.dataset.latents(indices, split)
-        else:
-            pixels, captions = self.dataset.batch(indices, split)
-            latents, text = self.codec.encode(pixels), None
-        text = self.text_encoder.encode(captions) if text is None else text
-        return latents, text, self.unconditional(len(captions))
-
-    def pixels(self, indices: Sequence[int], split: str = "train") -> tuple[torch.Tensor, list[str]]:
-        """Real videos ``b f c h w``, decoded where the dataset holds latents, and their captions."""
-        if self.holds_latents:
-            latents, captions, _ = self.dataset.latents(indices, split)
-            return self.codec.decode(latents), captions
-        return self.dataset.batch(indices, split)
-
-    def unconditional(self, count: int) -> Text:
-        stored = self.dataset.unconditional() if self.holds_latents else None
-        if stored is None:
-            return self.text_encoder.encode([self.negative_prompt] * count)
-        return Text(stored.expand(count, -1, -1))
+__all__ = ["World", "construct", "device"]  # used through this module
+PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16}
+Ready = Callable[[nn.Module], nn.Module]
 
 
 def causal_rule(spec: Spec) -> Rule:
@@ -133,31 +62,55 @@ def student_input(spec: Spec) -> Any:
     return construct(spec["student.input"], context_t=spec["student.sampler"].get("context_t", 0.0))
 
 
-def network(spec: Spec, world: World, mask: Rule, kernel: Kernel | None = None) -> VideoDiT:
-    """The spec's network under a mask, with fresh weights from the global seed; the kernel is the spec's by default.
+def network(spec: Spec, world: World, mask: Rule, kernel: Kernel | None = None, model: Bound | None = None) -> VideoDiT:
+    """The spec's network under a mask, with fresh weights from the global seed.
+
+    Args:
+        kernel: default the spec's.
+        model: geometry; default the spec's ``model``.
 
     Raises:
         UserError: geometry, mask, positions and kernel do not fit together.
     """
     return construct(
-        spec["model"],
+        model or spec["model"],
         channels=world.latent_shape[1],
         text_dim=world.text_encoder.dim,
         mask=mask,
         position=construct(spec["causal.position"]),
         kernel=kernel or construct(spec["causal.kernel"]),
+        precision=PRECISIONS[spec["precision"]],
     )
 
 
-def load_network(spec: Spec, world: World, mask: Rule, path: Path) -> VideoDiT:
-    """A network with the weights of a file.
+def size_of(world: World, model: Bound) -> Size:
+    """The geometry of a model in a world, as one of Wan2.1's kind."""
+    known = {f.name for f in fields(Size)}
+    options = {key: value for key, value in model.items() if key in known}
+    return Size(**options, channels=world.latent_shape[1], text_dim=world.text_encoder.dim)
+
+
+def load_network(
+    spec: Spec, world: World, mask: Rule, path: Path, ready: Ready | None = None, model: Bound | None = None
+) -> VideoDiT:
+    """A network with the weights of a file, on the world's device, in fp32.
+
+    It is built without memory and filled tensor by tensor, so a large one needs little beside its own weights.
+
+    Args:
+        path: a safetensors file, whose place an index and its shards may take.
+        ready: what is done to the network before it is filled, such as sharding it.
+        model: geometry; default the spec's ``model``.
 
     Raises:
         UserError: the file is damaged or does not fit.
     """
-    model = network(spec, world, mask)
-    weights.load_into(model, weights.read_tensors(path)[0], str(path))
-    return model.eval()
+    with torch.device("meta"):
+        empty = network(spec, world, mask, model=model)
+    links = same(shapes_of(empty))
+    files = open_tensors(path) if path.is_file() else open_tensors(path.parent, path.stem)
+    filled = fill(ready(empty) if ready else empty, links, files, "the model of this spec", torch.float32, world.device)
+    return cast(VideoDiT, filled.eval())
 
 
 def shipped_teacher(spec: Spec, kind: str | None = None) -> Path:
@@ -214,9 +167,21 @@ def teacher_files(spec: Spec) -> tuple[Path, ...]:
     if spec["teacher_training.weights"] == "shipped":
         return (shipped_teacher(spec), *data)
     if spec["teacher_training.weights"] == "given":
-        return data
+        encoder = construct(spec["world.text_encoder"], weights=weights_folder(spec), vocabulary=())
+        place = spec["runtime.teacher"] or spec["runtime.weights"]
+        return (*_given_files(place), *getattr(encoder, "sources", ()), *data)
     start = spec["teacher_training.start"]
     return (shipped_teacher(spec, start), *data) if start else data
+
+
+def _given_files(place: str | None) -> tuple[Path, ...]:
+    """The files that given weights are read from; none as long as nothing says where they are."""
+    return wan_files.find(Path(place)).files.sources if place else ()
+
+
+def real_score_files(spec: Spec) -> tuple[Path, ...]:
+    """The files of another network for the real score."""
+    return _given_files(spec["runtime.real_score"])
 
 
 def student_times(spec: Spec) -> list[float]:
@@ -236,21 +201,37 @@ def student_times(spec: Spec) -> list[float]:
 
 def discriminator(spec: Spec) -> torch.nn.Module:
     """The discriminator of the spec, on its network's features."""
-    return construct(spec["distill.discriminator"], dim=spec["model"]["dim"], layers=spec["model"]["layers"])
+    model = spec["real_score"] if spec["fake_score"] == "real_score" else spec["model"]
+    return construct(spec["distill.discriminator"], dim=model["dim"], layers=model["layers"])
 
 
 def stored_times(spec: Spec) -> torch.Tensor:
-    """Times of the trajectory states that ``ode_pairs`` stores: those of every step count in ``keep``, and 0.
+    """Times of the trajectory states that ``ode_pairs`` stores: those in ``keep`` and of its step counts, and 0.
 
     Raises:
         UserError: a step count whose times are not on the solver's grid.
     """
     steps = spec["ode_pairs.steps"]
+    times = teacher_sampler(spec, steps).times
     indices: set[int] = {steps}
-    for count in spec["ode_pairs.keep"]:
-        if count < 1 or steps % count:
+    for kept in spec["ode_pairs.keep"]:
+        if kept < 1:
+            indices.update(schedule.state_indices(times, [kept]))
+            continue
+        if kept % 1 or steps % kept:
             raise UserError(
-                f"ode_pairs.keep: {count} does not divide ode_pairs.steps = {steps}, so its times are not solved"
+                f"ode_pairs.keep: {kept} does not divide ode_pairs.steps = {steps}, so its times are not solved"
             )
-        indices.update(range(0, steps, steps // count))
-    return teacher_sampler(spec, steps).times[sorted(indices)]
+        indices.update(range(0, steps, steps // int(kept)))
+    return times[sorted(indices)]
+
+
+def stored_pairs(spec: Spec, world: World, path: Path | None = None) -> Trajectories:
+    """The trajectories of a store, by default that of ``ode_init.pairs``, at the times of the spec's student.
+
+    Raises:
+        UserError: it holds none that fit the spec.
+    """
+    expected = {"codec": spec["world.codec"], "text_encoder": spec["world.text_encoder"]}
+    times = [*student_times(spec), 0.0]
+    return Trajectories(str(path or spec["ode_init.pairs"]), times, world.latent_shape, expected, "ode_init.pairs")

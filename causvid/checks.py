@@ -7,14 +7,17 @@ from typing import Any
 
 import torch
 
-from causvid import build, registry, schedule
+from causvid import build, ranks, registry, schedule
 from causvid.attention.kernels import Blockwise, Grid
 from causvid.attention.masks import Pattern, Rule
+from causvid.data.folders import Folder
 from causvid.errors import UserError
 from causvid.fingerprint import bound
 from causvid.spec import Spec
 from causvid.types import Text
+from causvid.validate import Bound
 
+STAGES = ("teacher", "ode_pairs", "ode_init", "distill", "report")  # where 'until' may stop, in order
 # What each stage's loss may take from the scene.
 GIVEN = {"teacher_training.loss": {"data"}, "ode_init.loss": {"trajectory"}, "loss": {"data", "samples"}}
 
@@ -29,6 +32,11 @@ def check(spec: Spec) -> None:
     players = _check_losses(spec)
     _check_networks(spec, world, players)
     _check_sampling(spec)
+    _check_sharing(spec)
+    group = getattr(world.dataset, "group", 0)
+    for path in ("teacher_training.batch", "ode_pairs.batch", "distill.batch"):
+        if group % spec[path]:
+            raise UserError(f"world.dataset.group: must be a multiple of {path} = {spec[path]}, got {group}")
     options = spec["teacher_training"]
     if options["weights"] == "train" and options["iterations"] < 1:
         raise UserError("teacher_training.iterations: must be at least 1 to train a teacher")
@@ -38,7 +46,10 @@ def check(spec: Spec) -> None:
         except registry.UnknownName as error:
             raise UserError(f"teacher_training.start: {error}") from error
     build.teacher_files(spec)
-    if spec["init"]["name"] == "ode" and options["weights"] != "given":
+    if spec["init"]["name"] == "ode" and spec["ode_init.pairs"]:
+        if Folder(spec["ode_init.pairs"]).is_local:  # what lies elsewhere is fetched by the stage
+            build.stored_pairs(spec, world)
+    elif spec["init"]["name"] == "ode":
         schedule.state_indices(build.stored_times(spec), [*build.student_times(spec), 0.0])
 
 
@@ -79,9 +90,13 @@ def _check_losses(spec: Spec) -> tuple[str, ...]:
 def _check_networks(spec: Spec, world: build.World, players: tuple[str, ...]) -> None:
     """Every network takes the world's latents and text: one forward each, on tensors that hold no numbers."""
     rules = {"teacher": build.teacher_rule(spec), "student": build.student_rule(spec)}
+    model, real = (_shallow(spec[key], "discriminator" in players) for key in ("model", "real_score"))
     with torch.device("meta"):
-        nets: dict[str, Any] = {name: build.network(spec, world, rule, Blockwise()) for name, rule in rules.items()}
-        nets["fake_score"] = nets["teacher"]
+        nets: dict[str, Any] = {n: build.network(spec, world, rule, Blockwise(), model) for n, rule in rules.items()}
+        nets["real_score"] = nets["teacher"]
+        if real:
+            nets["real_score"] = build.network(spec, world, rules["teacher"], Blockwise(), real)
+        nets["fake_score"] = nets[spec["fake_score"]]
         if "discriminator" in players:
             nets["discriminator"] = build.discriminator(spec)
         for name in players:
@@ -89,17 +104,25 @@ def _check_networks(spec: Spec, world: build.World, players: tuple[str, ...]) ->
             build.construct(spec[path], model=nets[name])
         for stage in ("teacher_training", "ode_init"):
             build.construct(spec[f"{stage}.optimizer"], model=nets["student"])
-    x = torch.empty(1, *world.latent_shape, device="meta")
-    t = torch.empty(x.shape[:2], device="meta")
     text = _text(spec, world).to("meta")
-    try:
-        for name in rules:
-            nets[name](x, t, text)
-        if "discriminator" in players:
-            nets["discriminator"](x, t, text, nets["fake_score"])
-        _check_kernel(spec, nets["teacher"], rules.values(), x.shape[1])
-    except (ValueError, TypeError, RuntimeError, LookupError) as error:
-        raise UserError(f"model: it does not run on latents {tuple(world.latent_shape)} (f c h w): {error}") from error
+    for shape in (*getattr(world.dataset, "also", ()), world.latent_shape):
+        x = torch.empty(1, *shape, device="meta")
+        t = torch.empty(x.shape[:2], device="meta")
+        try:
+            for name in (*rules, *(["real_score"] if real else [])):
+                nets[name](x, t, text)
+            if "discriminator" in players:
+                nets["discriminator"](x, t, text, nets["fake_score"])
+            _check_kernel(spec, nets["teacher"], rules.values(), x.shape[1])
+        except (ValueError, TypeError, RuntimeError, LookupError) as error:
+            raise UserError(f"model: it does not run on latents {tuple(shape)} (f c h w): {error}") from error
+
+
+def _shallow(model: Bound | None, tapped: bool) -> Bound | None:
+    """The model with two blocks at most: all of ours are alike, and large ones take seconds to try."""
+    if model is None or model["name"] != "dit" or tapped:
+        return model
+    return Bound("model", {**model, "layers": min(model["layers"], 2)})
 
 
 def _text(spec: Spec, world: build.World) -> Text:
@@ -119,6 +142,32 @@ def _check_kernel(spec: Spec, model: Any, rules: Iterable[Rule], frames: int) ->
         kernel.plan(Pattern(rule, frames), position, Grid(1, 1, model.head_dim, model.theta, q.dtype, q.device))(
             q, q, q
         )
+
+
+def _check_sharing(spec: Spec) -> None:
+    """What several processes can do together, for as many as there are or are planned for."""
+    if spec["fake_score"] == "real_score" and not spec["real_score"]:
+        raise UserError("fake_score: 'real_score' needs a network of its own there; real_score is null")
+    count = max(ranks.count(), spec["runtime.gpus"])
+    if count == 1 or count == 0:
+        return
+    far = STAGES.index(spec["until"])
+    used = ["teacher_training"] if spec["teacher_training.weights"] == "train" else []
+    used += ["ode_init"] if far >= STAGES.index("ode_init") and spec["init"]["name"] == "ode" else []
+    used += ["distill"] if far >= STAGES.index("distill") else []
+    for section in used:
+        if spec[f"{section}.batch"] % count:
+            raise UserError(
+                f"{section}.batch: {spec[f'{section}.batch']} samples can't be shared by {count} processes; choose a "
+                "multiple of them"
+            )
+        for key in ("optimizer", "critic_optimizer"):
+            if spec[section].get(key, {}).get("name") == "muon":
+                raise UserError(
+                    f"{section}.{key}: 'muon' needs whole matrices, and {count} processes hold a part each; use adamw"
+                )
+    if "distill" in used and any(part.get("r1", 0) for part in bound(spec["loss"])):
+        raise UserError("loss: a GAN's r1 penalty differentiates twice, which sharded weights do not allow; set r1: 0")
 
 
 def _check_sampling(spec: Spec) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from causvid import cli_data, cli_eval, cli_generate, cli_serve, cli_vbench, cli_wan
+from causvid import cli_data, cli_eval, cli_generate, cli_serve, cli_sweep, cli_vbench, cli_wan
 from causvid.errors import UserError
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app = typer.Typer(
 app.add_typer(cli_generate.app)
 app.add_typer(cli_serve.app)
 app.add_typer(cli_wan.app)
+app.add_typer(cli_sweep.app)
 
 app.add_typer(cli_eval.app, name="eval")
 app.add_typer(cli_vbench.app, name="vbench")
@@ -48,62 +49,39 @@ def run(
     causvid run tiny/causvid student.steps=2 --json
 
     causvid run my_spec.yaml runtime.threads=1
+
+    torchrun --nproc-per-node 8 -m causvid run wan/causal_dmd runtime.weights=Wan2.1-T2V-1.3B
     """
-    from causvid import experiment
+    from causvid import experiment, ranks
 
     outcome = experiment.run(spec, overrides or [], runs)
-    print(json.dumps(outcome.as_json()) if as_json else outcome.report or outcome.run)
-
-
-@app.command(no_args_is_help=True)
-def sweep(
-    spec: SpecArgument, overrides: Overrides = None, runs: RunsOption = DEFAULT_RUNS, as_json: JsonOption = False,
-    status: Annotated[bool, typer.Option("--status", help="Only say how far each arm is.")] = False,
-) -> None:  # fmt: skip
-    """Run every arm of a spec's sweep, and compare them on a page; stages that arms share run once.
-
-    An arm that fails does not stop the others; the exit status is then 3.
-
-    [bold]Examples[/]
-
-    causvid sweep ablations/steps
-
-    causvid sweep ablations/teacher_x_init seed=1
-    """
-    from causvid import experiment
-
-    if status:
-        rows = experiment.sweep_status(spec, overrides or [], runs)
-        for row in rows if not as_json else []:
-            print(f"{row['done']:>3} of {row['stages']} stages  {json.dumps(row['arm'])}  {row['next']}".rstrip())
-        if as_json:
-            print(json.dumps(rows))
-        return
-    arms = experiment.sweep(spec, overrides or [], runs)
-    path = experiment.write_sweep(spec, arms, runs)
-    print(json.dumps(json.loads(path.read_text())) if as_json else path)
-    if any(arm.error for arm in arms):
-        raise typer.Exit(3)
+    if ranks.first():
+        print(json.dumps(outcome.as_json()) if as_json else outcome.report or outcome.run)
 
 
 @app.command(no_args_is_help=True)
 def plan(
     spec: SpecArgument, overrides: Overrides = None, runs: RunsOption = DEFAULT_RUNS, as_json: JsonOption = False
 ) -> None:
-    """Say what a run would do, stage by stage, and why; nothing is executed.
+    """Say what a run would do, stage by stage, why, and what it costs; nothing is executed, and no GPU is needed.
 
-    [bold]Example[/]
+    [bold]Examples[/]
 
     causvid plan tiny/causvid student.steps=2
+
+    causvid plan wan/causal_dmd runtime.gpus=1 runtime.memory=24GB
     """
     from causvid import experiment
+    from causvid.progress import say
 
-    rows = experiment.explain(spec, overrides or [], runs)
+    rows, costs = experiment.explained(spec, overrides or [], runs)
     if as_json:
         print(json.dumps(rows))
         return
     for row in rows:
         print(f"{row['stage']:<15} {row['identity']}  {row['state']}")
+    for line in costs:
+        say(line)
 
 
 @app.command(name="list")

@@ -27,8 +27,12 @@ Workers = Annotated[int, typer.Option(min=0, max=1024, help="Processes at a time
 Seconds = Annotated[float, typer.Option(min=1, help="How long one clip may take.")]
 
 
-def _end(tally: Tally, target: str, as_json: bool, **more: Any) -> None:
-    """Say what became of everything, and exit with 0, or 3 when something was put aside."""
+def _end(tally: Tally, target: str, as_json: bool, listed: bool = True, **more: Any) -> None:
+    """Say what became of everything, and exit with 0, or 3 when something was put aside.
+
+    Args:
+        listed: whether all that was put aside stands in a file in the target.
+    """
     from causvid.progress import console
 
     counts = tally.as_json()
@@ -37,7 +41,8 @@ def _end(tally: Tally, target: str, as_json: bool, **more: Any) -> None:
         for row in tally.quarantine[:5]:
             console.print(f"  {row['clip']}: {row['reason']}", markup=False, highlight=False, soft_wrap=True)
         if len(tally.quarantine) > 5:
-            console.print(f"  and {len(tally.quarantine) - 5} more: {target}/quarantine.jsonl", markup=False)
+            where = f": {target}/quarantine.jsonl" if listed else "; 'causvid data verify STORE FOLDER' lists all"
+            console.print(f"  and {len(tally.quarantine) - 5} more{where}", markup=False, soft_wrap=True)
     print(json.dumps({**counts, "output": target, **more}) if as_json else target)
     if tally.status:
         raise typer.Exit(tally.status)
@@ -64,10 +69,8 @@ def download(
     from causvid.data import artefacts, steps
 
     if source.startswith("causvid-"):
-        count = artefacts.fetch(source, target)
-        print(json.dumps({"given": count, "done": count, "output": target}) if as_json else target)
-        return
-    _end(steps.download(source, target, workers, root), target, as_json)
+        return _end(artefacts.fetch(source, target), target, as_json)
+    return _end(steps.download(source, target, workers, root), target, as_json)
 
 
 @app.command(no_args_is_help=True)
@@ -80,6 +83,10 @@ def process(
     fps: Annotated[float, typer.Option(help="Frames per second, resampled in time.")] = 16.0,
     aspect: Annotated[float, typer.Option(help="Put aside clips whose aspect ratio is off by more than this.")] = 2.0,
     crf: Annotated[int, typer.Option(help="x264's quality: 0 loses nothing, 17 nothing that shows.")] = 17,
+    also: Annotated[
+        str, typer.Option(metavar="HxW,...", help="Further sizes; a clip takes the one most like it.")
+    ] = "",
+    pictures: Annotated[bool, typer.Option("--pictures", help="Take still pictures, as clips of one frame.")] = False,
     workers: Workers = 0,
     seconds: Seconds = 300.0,
     root: Root = None,
@@ -97,10 +104,18 @@ def process(
     from causvid.data.clips import Wanted
 
     try:
-        wanted = Wanted(height, width, frames, fps, aspect, crf)
+        sizes = tuple(_size(each) for each in also.split(",") if each)
+        wanted = Wanted(height, width, frames, fps, aspect, crf, sizes, pictures)
     except ValueError as error:
         raise UserError(f"data process: {error}") from error
     _end(steps.process(source, target, wanted, workers, seconds, root), target, as_json)
+
+
+def _size(text: str) -> tuple[int, int]:
+    height, by, width = text.strip().lower().partition("x")
+    if not by or not height.isascii() or not height.isdigit() or not width.isascii() or not width.isdigit():
+        raise ValueError(f"also: expected sizes as in 480x832,832x480, got '{text}'")
+    return int(height), int(width)
 
 
 @app.command(no_args_is_help=True)
@@ -127,11 +142,20 @@ def encode(
 
     captions = (clip.caption for clip in manifest.read(source, root).clips)
     parts, identity = _encoders({"codec": codec, "text_encoder": text_encoder}, captions)
-    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    rank, world = _place()
     tally = encoding.encode(
         source, target, parts["codec"], parts["text_encoder"], identity, rank, world, workers, seconds, root
     )
-    _end(tally, target, as_json)
+    if tally is not None:  # under torchrun the first tells of all
+        _end(tally, target, as_json)
+
+
+def _place() -> tuple[int, int]:
+    """This process's number among how many, as torchrun and others say in the environment."""
+    told = os.environ.get("RANK") or "0", os.environ.get("WORLD_SIZE") or "1"
+    if not all(each.isascii() and each.isdigit() for each in told) or int(told[0]) >= int(told[1]):
+        raise UserError(f"RANK and WORLD_SIZE: expected 0 <= RANK < WORLD_SIZE, got {told[0]!r} and {told[1]!r}")
+    return int(told[0]), int(told[1])
 
 
 def _encoders(told: dict[str, Any], captions: Iterable[str]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -213,7 +237,7 @@ def verify(
     from causvid.data import pack as packing
 
     tally, found = packing.verify(source, target)
-    _end(tally, target or source, as_json, digest=found["digest"])
+    _end(tally, target or source, as_json, target is not None, digest=found["digest"])
 
 
 @app.command(no_args_is_help=True)
@@ -238,12 +262,12 @@ def inspect(
         for name, value in told.items():
             if name not in ("header", "damaged", "kind"):
                 console.print(f"{name}: {value}", markup=False, highlight=False, soft_wrap=True)
-    _end(tally, f"{target.rstrip('/')}/contact_sheet.png", as_json, summary=found)
+    _end(tally, f"{target.rstrip('/')}/contact_sheet.png", as_json, False, summary=found)
 
 
 def _decoder(header: Mapping[str, Any]) -> Any:
     """The decoder of a store's codec, or None where it can't be built here."""
-    told = {k: v for k, v in header["codec"].items() if k not in ("source", "files")}
+    told = {k: v for k, v in dict(header.get("codec") or {"name": "unknown"}).items() if k not in ("source", "files")}
     try:
         return _encoders({"codec": told}, [])[0]["codec"].decode
     except UserError:

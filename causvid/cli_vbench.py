@@ -41,6 +41,7 @@ def setup() -> None:
 @doctor.command(name="vbench")
 def vbench(
     weights: Annotated[Path | None, typer.Option(help="Folder of the weights; default as upstream's.")] = None,
+    long: Annotated[bool, typer.Option("--long", help="Also what long videos need.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Say for every dimension: ready, or which file or import is missing. Downloads nothing; 3 if any is not ready.
@@ -51,7 +52,7 @@ def vbench(
     """
     from causvid.eval import reference
 
-    found = reference.doctor(weights or reference.weights_folder())
+    found = reference.doctor(weights or reference.weights_folder(), long)
     if as_json:
         print(json.dumps({name: [[need.name, need.what] for need in needs] for name, needs in found.items()}))
     else:

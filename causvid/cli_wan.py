@@ -47,12 +47,15 @@ def convert(
 
 @app.command(no_args_is_help=True)
 def weights(
-    name: Annotated[str, typer.Argument(metavar="SPEC", help="A spec under wan/; or wan_1_3b, wan_14b, causvid.")],
+    name: Annotated[
+        str, typer.Argument(metavar="SPEC", help="A spec under wan/; or wan_1_3b, wan_14b, causvid, preview.")
+    ],
     folder: Annotated[Path, typer.Option("--weights", help="Folder of the weights.")] = Path("weights"),
     fetch: Annotated[bool, typer.Option("--fetch", help="Fetch what is missing; else nothing is fetched.")] = False,
     origin: Annotated[
         str | None, typer.Option("--from", help="With --fetch: URI of the folder; default where it is published.")
     ] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Compare digests, where they are known.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="End with one JSON line on stdout.")] = False,
 ) -> None:
     """Say which files a spec of Wan2.1 needs, which are there, and fetch them if asked to; 3 if some are missing.
@@ -66,17 +69,17 @@ def weights(
     from causvid import wan_weights
     from causvid.progress import console
 
-    rows = wan_weights.survey(name, folder)
+    rows = wan_weights.survey(name, folder, verify)
     if fetch:
         wan_weights.fetch(rows, origin)
     for row in rows:
-        size = "size unknown" if row["gigabytes"] is None else f"{row['gigabytes']:.2f} GB"
-        state = "there" if row["there"] else "MISSING"
-        console.print(f"{state:<8} {row['where']}  ({size}, {row['licence']})", highlight=False, soft_wrap=True)
-    missing = [row for row in rows if not row["there"]]
+        size = "size unknown" if row["bytes"] is None else f"{row['bytes']:,} bytes"
+        state = row["state"] if row["state"] == "there" else row["state"].upper()
+        console.print(f"{state:<12} {row['where']}  ({size}, {row['licence']})", highlight=False, soft_wrap=True)
+    missing = [row for row in rows if row["state"] != "there"]
     if missing:
         console.print(
-            f"{len(missing)} missing: run this again with --fetch, or download them from "
+            f"{len(missing)} missing or not whole: run this again with --fetch, or download them from "
             f"{missing[0]['source'].removesuffix('/' + missing[0]['file'])} on a machine with a network and put them "
             "at these paths; --fetch --from URI takes them from any place that fsspec reads",
             highlight=False, soft_wrap=True,

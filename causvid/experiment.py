@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import itertools
 import json
@@ -13,7 +12,7 @@ from typing import Any
 
 import torch
 
-from causvid import checks, progress, registry, runs, weights
+from causvid import build, checks, costs, progress, ranks, registry, runs
 from causvid import spec as specs
 from causvid.errors import UserError
 from causvid.spec import Spec
@@ -56,11 +55,25 @@ def plan(spec: Spec, target: str | None = None) -> list[runs.Node]:
     return runs.graph(spec, stages(), target or spec["until"])
 
 
-def explain(name: str, overrides: Sequence[str], root: Path) -> list[dict[str, str]]:
-    """For each stage of a spec: its name, identity, and whether and why it would run."""
+def explain(name: str, overrides: Sequence[str], root: Path) -> list[dict[str, Any]]:
+    """For each stage of a spec: its name, identity, whether and why it would run, and what it costs."""
+    return explained(name, overrides, root)[0]
+
+
+def explained(name: str, overrides: Sequence[str], root: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """(what :func:`explain` tells, lines about the costs for a person)."""
     store = runs.Store(root.resolve())
-    nodes = plan(single(name, overrides))
-    return [{"stage": n.name, "identity": n.identity, "state": store.explain(n)} for n in nodes]
+    spec = single(name, overrides)
+    nodes = plan(spec)
+    gpus = max(1, spec["runtime.gpus"] or ranks.count())
+    # The formulas are those of one network.
+    found = costs.of(spec, [node.name for node in nodes], gpus) if spec["model"]["name"] == "dit" else []
+    by_stage = {cost.stage: cost.as_json() for cost in found}
+    rows = [
+        {"stage": n.name, "identity": n.identity, "state": store.explain(n), "cost": by_stage.get(n.name)}
+        for n in nodes
+    ]
+    return rows, costs.lines(spec, found)
 
 
 def single(name: str, overrides: Sequence[str]) -> Spec:
@@ -148,15 +161,35 @@ def run(name: str, overrides: Sequence[str], root: Path) -> Outcome:
 
 
 def run_spec(spec: Spec, root: Path) -> Outcome:
-    """Run what is not done of a loaded spec."""
+    """Run what is not done of a loaded spec, with all processes that ``torchrun`` started.
+
+    Raises:
+        UserError: they are not as many as ``runtime.gpus``.
+    """
     set_threads(spec)
+    build.device(spec)  # joins the processes
+    wanted = spec["runtime.gpus"]
+    if wanted not in (0, ranks.count()):
+        raise UserError(
+            f"runtime.gpus is {wanted}, and {ranks.count()} process(es) run: start them with torchrun --nproc-per-node "
+            f"{wanted} -m causvid run {spec.name} (on several machines: docs/wan.md)"
+        )
+    if not ranks.first():
+        progress.silence()
     store = runs.Store(root.resolve())
-    nodes = plan(spec)
+    nodes = ranks.agreed(lambda: plan(spec))
     executed, skipped = store.execute(nodes, spec, progress.say)
+    return outcome(nodes, store, executed, skipped)
+
+
+def outcome(
+    nodes: Sequence[runs.Node], store: runs.Store, executed: Sequence[str] = (), skipped: Sequence[str] = ()
+) -> Outcome:
+    """What finished stages left."""
     folders = {node.name: store.folder(node) for node in nodes}
     metrics = _json(folders["evaluate"] / "metrics.json") if "evaluate" in folders else {}
     timings = _json(folders["sample"] / "timings.json") if "sample" in folders else {}
-    return Outcome(folders[nodes[-1].name], executed, skipped, metrics, timings, folders)
+    return Outcome(folders[nodes[-1].name], list(executed), list(skipped), metrics, timings, folders)
 
 
 def _json(path: Path) -> dict[str, float]:
@@ -206,40 +239,7 @@ def sweep_status(name: str, overrides: Sequence[str], root: Path) -> list[dict[s
 
 def arms_of(name: str, overrides: Sequence[str]) -> list[tuple[dict[str, Any], Spec]]:
     """The arms of a sweep: what each sets, and its whole spec."""
-    return [(values, specs.load(name, [*overrides, *_as_overrides(values)])) for values in grid(name, overrides)]
-
-
-def write_sweep(name: str, arms: list[Arm], root: Path) -> Path:
-    """Write the arms' settings, metrics and reports as JSON and a page beside the runs; show the main numbers."""
-    from rich.table import Table
-
-    from causvid.eval import sweep_page
-
-    keys = list(arms[0].values)
-    table = Table(*keys, "teacher.ok", "student.ok", "fidelity", "contrast", "last tenth", title=name)
-    for arm in arms:
-        m = arm.outcome.metrics if arm.outcome else {}
-        shown = [m.get(k) for k in ("teacher.ok", "student.ok", "student.fidelity", "student.contrast")]
-        shown.append(m.get("student.ok_last_tenth"))
-        table.add_row(*(str(arm.values[key]) for key in keys), *("-" if v is None else f"{v:.3f}" for v in shown))
-    progress.console.print(table)
-    rows = [{"arm": a.values, **(a.outcome.as_json() if a.outcome else {"error": a.error})} for a in arms]
-    identity = hashlib.sha256(runs.canonical([name, [row["arm"] for row in rows]]).encode()).hexdigest()[:16]
-    path = root.resolve() / "sweeps" / f"{identity}.json"
-    judged = [sweep_page.Judged(a.values, *_judged(a), a.error) for a in arms]
-    page = sweep_page.findings(name, judged)
-    weights.write_json(path, {"spec": name, "arms": rows, "comparisons": page.as_json()})
-    weights.write_bytes(path.with_suffix(".html"), sweep_page.render(page).encode())
-    weights.write_bytes(path.with_suffix(".csv"), sweep_page.csv_of(page).encode())
-    return path
-
-
-def _judged(arm: Arm) -> tuple[dict[str, list[float]], dict[str, float], str]:
-    """(the student's scores by prompt, timings, the report's path) of an arm; empty where it failed."""
-    if arm.outcome is None or "evaluate" not in arm.outcome.folders:
-        return {}, {}, ""
-    scores = json.loads((arm.outcome.folders["evaluate"] / "scores.json").read_text())["scores"]
-    return scores.get("student", {}), arm.outcome.timings, str(arm.outcome.report)
+    return [(values, specs.load(name, [*overrides, *as_overrides(values)])) for values in grid(name, overrides)]
 
 
 def grid(name: str, overrides: Sequence[str]) -> list[dict[str, Any]]:
@@ -276,5 +276,6 @@ def grid(name: str, overrides: Sequence[str]) -> list[dict[str, Any]]:
     return [{k: v for part in parts for k, v in part.items()} for parts in itertools.product(*columns)]
 
 
-def _as_overrides(values: dict[str, Any]) -> list[str]:
+def as_overrides(values: dict[str, Any]) -> list[str]:
+    """An arm's settings as ``key=value``."""
     return [f"{key}={json.dumps(value)}" for key, value in values.items()]

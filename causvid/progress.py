@@ -26,6 +26,11 @@ def say(text: str) -> None:
     console.print(text, soft_wrap=True, markup=False, highlight=False)
 
 
+def silence() -> None:
+    """Say nothing from here on: of several processes one speaks."""
+    console.quiet = True
+
+
 class Bar(Protocol):
     def __call__(self, done: int, note: str = "") -> None: ...
 

@@ -23,7 +23,7 @@ T = TypeVar("T", bound=Callable[..., Any])
 # group -> modules that hold its built-in components
 GROUPS: dict[str, tuple[str, ...]] = {
     "model": ("causvid.models.dit",),
-    "codec": ("causvid.models.codecs", "causvid.models.wan_vae"),
+    "codec": ("causvid.models.codecs", "causvid.models.wan_vae", "causvid.models.tiny_vae"),
     "text_encoder": ("causvid.models.text", "causvid.models.umt5"),
     "mask": ("causvid.attention.masks",),
     "position": ("causvid.attention.positions",),
@@ -48,6 +48,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "dataset": ("causvid.data.shapes", "causvid.data.canvas", "causvid.data.latents"),
     "metric": ("causvid.eval.shapes_truth", "causvid.eval.memory", "causvid.eval.exact", "causvid.eval.proxies"),
+    "suite": ("causvid.eval.benchmarks",),
     "dimension": ("causvid.eval.dimensions", "causvid.eval.exact", "causvid.eval.proxies"),
     "optimizer": ("causvid.optimizers",),
     "logger": ("causvid.training",),
@@ -57,6 +58,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "causvid.stages.ode_init",
         "causvid.stages.distill",
         "causvid.stages.sample",
+        "causvid.stages.suites",
         "causvid.stages.evaluate",
         "causvid.stages.report",
     ),

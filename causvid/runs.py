@@ -19,14 +19,14 @@ import subprocess
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
 
-from causvid import weights
+from causvid import ranks, weights
 from causvid.errors import UserError
 from causvid.fingerprint import sources
 from causvid.spec import Spec
@@ -38,7 +38,9 @@ EXTRAS = {"torchtune": "train", "torchao": "train", "wandb": "wandb"}
 class Stage(Protocol):
     """One step of an experiment: reads part of the spec and other stages' folders, and fills a folder of its own.
 
-    A stage whose result shows the spec's name or its base has a ``title(spec)`` beside, which counts as a value.
+    A stage whose result shows the spec's name or its base has a ``title(spec)`` beside, which counts as a value; one
+    that depends on more than values and files, as on which judges are there, has ``facts(spec)``. One that several
+    processes work on together says so by ``shared(spec)``; others are done by the first process alone.
     """
 
     name: str
@@ -109,8 +111,9 @@ def graph(spec: Spec, stages: Mapping[str, Stage], target: str) -> list[Node]:
                 "files": {path.name: weights.digest(path) for path in stage.outside(spec)},
                 "sources": sources(type(stage).__module__, values),
             }
-            if hasattr(stage, "title"):
-                record["title"] = stage.title(spec)  # type: ignore[attr-defined]
+            for fact in ("title", "facts"):
+                if hasattr(stage, fact):
+                    record[fact] = getattr(stage, fact)(spec)
             identity = hashlib.sha256(canonical(record).encode()).hexdigest()[:16]
             nodes[name] = Node(stage, identity, record)
         return nodes[name]
@@ -165,22 +168,26 @@ class Store:
         skipped: list[str] = []
         by_name = {node.name: node for node in [*others, *nodes]}
         for node in nodes:
-            if self.done(node) and not again:
+            if ranks.agreed(partial(self.done, node)) and not again:
                 skipped.append(node.name)
                 continue
-            with self.locked(node, say) as folder:
-                if self.done(node) and not again:
+            with self.locked(node, say) if ranks.first() else nullcontext(self.folder(node)) as folder:
+                if ranks.agreed(partial(self.done, node)) and not again:
                     skipped.append(node.name)
                     continue
-                weights.write_json(folder / "record.json", node.record)
+                if ranks.first():
+                    weights.write_json(folder / "record.json", node.record)
                 inputs = {name: self.folder(by_name[name]) for name in node.record["inputs"]}
                 begin = time.monotonic()
                 context = Context(spec, folder, inputs, say)
                 say(f"{node.name}: {'goes on' if context.checkpoint.is_file() else 'begins'} in {folder}")
-                _run(node, context)
+                if ranks.first() or (hasattr(node.stage, "shared") and node.stage.shared(spec)):  # type: ignore[attr-defined]
+                    _run(node, context)
+                ranks.wait()
                 done = {"stage": node.name, "identity": node.identity, "seconds": round(time.monotonic() - begin, 3)}
-                weights.write_json(folder / "DONE", {**done, "environment": environment()})
-                context.checkpoint.unlink(missing_ok=True)
+                if ranks.first():
+                    weights.write_json(folder / "DONE", {**done, "environment": environment()})
+                    context.checkpoint.unlink(missing_ok=True)
                 say(f"{node.name}: done in {done['seconds']:.1f} s")
             executed.append(node.name)
         return executed, skipped
@@ -239,7 +246,7 @@ def environment() -> dict[str, Any]:
             packages[name] = None
     return {
         "packages": packages, "python": platform.python_version(), "machine": platform.machine(),
-        "threads": torch.get_num_threads(), "commit": _commit(),
+        "threads": torch.get_num_threads(), "processes": ranks.count(), "commit": _commit(),
     }  # fmt: skip
 
 
@@ -270,6 +277,8 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     ]
     if old.get("title") != new.get("title"):
         reasons.append("the spec's name or its differences from its base changed")
+    if old.get("facts") != new.get("facts"):
+        reasons.append("what is sampled or who can judge changed")
     for kind, text in (("sources", "source of {} changed"), ("files", "file {} changed"), ("inputs", "{} is new")):
         names = dict.fromkeys([*old[kind], *new[kind]])
         reasons += [text.format(name) for name in names if old[kind].get(name) != new[kind].get(name)]

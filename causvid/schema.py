@@ -77,8 +77,8 @@ class Training:
 
 @dataclass(frozen=True)
 class TeacherTraining(Training):
-    """``weights``: ``shipped`` takes the trained teacher of this world and kind, ``train`` trains one, ``given`` means
-    that they come from outside (``causvid generate --weights``; a run can't use them yet).
+    """``weights``: ``shipped`` takes the trained teacher of this world and kind, ``train`` trains one, ``given`` takes
+    those of a folder or file outside: ``runtime.weights``, or ``causvid generate --weights``.
 
     ``start``: kind of shipped teacher whose weights the training starts from; default fresh ones.
     """
@@ -91,18 +91,22 @@ class TeacherTraining(Training):
 
 @dataclass(frozen=True)
 class OdePairs:
-    """``steps`` Euler steps of the teacher; the states that students of ``keep`` steps start from are stored."""
+    """``steps`` Euler steps of the teacher, of whose states some are stored.
+
+    ``keep``: counts (whole numbers), for the states that students of so many steps start from; or times below 1.
+    """
 
     count: int = number(least=1)
     steps: int = number(48, least=1, most=MOST_STEPS)
-    keep: Sequence[int] = number((1, 2, 3, 4), least=1)
+    keep: Sequence[int | float] = number((1, 2, 3, 4), least=1e-6)
     batch: int = number(32, least=1)
 
 
 @dataclass(frozen=True)
 class OdeInit(Training):
-    """Regression on the stored trajectories."""
+    """Regression on the stored trajectories. ``pairs``: a store of them, in place of what ``ode_pairs`` makes."""
 
+    pairs: str | None = None
     loss: Any = component("loss", "ode_regression")
 
 
@@ -140,17 +144,32 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Runtime:
-    """How to run, not what: outside every hash. ``threads`` 0 takes every core; ``loggers`` beside ``jsonl``."""
+    """How to run, not what: outside every hash. ``threads`` 0 takes every core; ``loggers`` beside ``jsonl``.
+
+    ``gpus``, ``memory`` of each ("24GB"): what 'causvid plan' plans for, by default what there is; a run of other than
+    ``gpus`` processes is refused. ``weights``: the folder of Wan2.1; ``teacher``: its transformer, where that lies
+    elsewhere; ``real_score``: another network for the real score. The digests of what is read are in the hash.
+    """
 
     threads: int = number(0, least=0, most=1024)
-    device: Literal["cpu"] = "cpu"
+    device: str = "cpu"  # a device of torch's, or auto: an accelerator if there is one
+    gpus: int = number(0, least=0, most=100_000)
+    memory: str | None = None
+    weights: str | None = None
+    teacher: str | None = None
+    real_score: str | None = None
     loggers: Sequence[Any] = component("logger", ("jsonl",))
     checkpoint_seconds: float = number(30.0, least=0)
 
 
 @dataclass(frozen=True)
 class Schema:
-    """A whole experiment."""
+    """A whole experiment.
+
+    ``real_score``: geometry of another, larger network for the real score of distillation; null: the teacher itself.
+    ``fake_score``: which of the two the fake score starts as. ``precision``: type in which networks compute; weights,
+    averages and optimizers stay in fp32.
+    """
 
     world: World
     model: Any = component("model")
@@ -158,6 +177,8 @@ class Schema:
     teacher: Any = component("teacher", "bidirectional")
     teacher_training: TeacherTraining = field(default_factory=TeacherTraining)
     teacher_sampling: Any = component("sampler", "euler")
+    real_score: Any = component("model", None)
+    fake_score: Literal["teacher", "real_score"] = "teacher"
     ode_pairs: OdePairs = field(default_factory=lambda: OdePairs(count=384))
     init: Any = component("init", "ode")
     ode_init: OdeInit = field(default_factory=lambda: OdeInit(iterations=1000))
@@ -165,8 +186,11 @@ class Schema:
     student: Student = field(default_factory=Student)
     distill: Distill = field(default_factory=lambda: Distill(iterations=1000))
     evaluation: Evaluation = field(default_factory=Evaluation)
+    # Suites that are sampled and judged beside the held-out clips, and more metrics of those.
+    eval: Sequence[Any] = component("suite|metric", ())
     seed: int = 0
-    until: Literal["teacher", "report"] = "report"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    until: Literal["teacher", "ode_pairs", "ode_init", "distill", "report"] = "report"
     sample: Literal["student", "teacher"] = "student"  # which of the two `causvid generate --spec` runs
     runtime: Runtime = field(default_factory=Runtime)
     about: str = ""

@@ -39,9 +39,18 @@ class TensorFiles:
     def __init__(self, path: Path, shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, torch.dtype]) -> None:
         self.path, self.shapes, self.dtypes = path, dict(shapes), dict(dtypes)
 
+    @property
+    def sources(self) -> tuple[Path, ...]:
+        """The files that hold them."""
+        return (self.path,)
+
     def read(self, name: str) -> Tensor:
         """The tensor of that name."""
         raise KeyError(name)
+
+    def part(self, name: str, place: tuple[slice, ...]) -> Tensor:
+        """A part of it, without reading the rest where the file allows that."""
+        return self.read(name)[place]
 
 
 class _Safetensors(TensorFiles):
@@ -63,14 +72,18 @@ class _Safetensors(TensorFiles):
                 raise _damaged(file, error) from error
         super().__init__(path, shapes, dtypes)
 
+    def part(self, name: str, place: tuple[slice, ...]) -> Tensor:
+        with safe_open(str(self._where[name]), framework="pt") as stream:
+            return stream.get_slice(name)[place]
+
     def read(self, name: str) -> Tensor:
         # Opened for each tensor: a mapping that stays open keeps every page that was read.
         with safe_open(str(self._where[name]), framework="pt") as stream:
             return stream.get_tensor(name)
 
-    def holder(self, name: str) -> Path:
-        """The file that holds a tensor."""
-        return self._where[name]
+    @property
+    def sources(self) -> tuple[Path, ...]:
+        return tuple(dict.fromkeys(self._where.values()))
 
 
 class _Pickle(TensorFiles):

@@ -8,22 +8,24 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from causvid import build, checkpoint, progress, weights
+from causvid import build, checkpoint, progress, ranks, weights
 from causvid.errors import UserError
 from causvid.randomness import key
 from causvid.registry import register
 from causvid.runs import Context
 from causvid.spec import Spec
-from causvid.types import LossOutput
+from causvid.types import DenoiserOutput, LossOutput, Text
 from causvid.validate import Bound
 
 
@@ -68,28 +70,59 @@ class Player:
             with torch.no_grad():
                 for name, value in self.module.state_dict().items():
                     self.average[name].lerp_(value, 1 - decay)
-        return float(norm)
+        return float(ranks.whole(norm))
 
     def final(self) -> dict[str, Tensor]:
-        """The weights to keep: the average where there is one."""
-        return self.average if self.average is not None else dict(self.module.state_dict())
+        """The weights to keep: the average where there is one; whole, in the first process alone."""
+        return _gathered(self.average if self.average is not None else dict(self.module.state_dict()))
 
     def state(self) -> dict[str, Any]:
-        return {
-            "module": dict(self.module.state_dict()),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "schedules": [_plain(schedule.state_dict()) for schedule in self.schedules],
-            "average": self.average,
-            "updates": self.updates,
-        }
+        """All that goes on; whole tensors, in the first process alone, so that any number of processes can go on."""
+        return _gathered(
+            {
+                "module": dict(self.module.state_dict()),
+                "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+                "schedules": [_plain(schedule.state_dict()) for schedule in self.schedules],
+                "average": self.average,
+                "updates": self.updates,
+            }
+        )
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        self.module.load_state_dict(state["module"])
+        like = self.module.state_dict()
+        self.module.load_state_dict(_shared(state["module"], like))
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            states = {}
+            for number, each in saved["state"].items():
+                states[number] = _shared(each, {name: parameters[int(number)] for name in each})
+            optimizer.load_state_dict({**saved, "state": states})
         for schedule, saved in zip(self.schedules, state["schedules"], strict=True):
             schedule.load_state_dict(saved)
-        self.average, self.updates = state["average"], state["updates"]
+        self.average = None if state["average"] is None else _shared(state["average"], like)
+        self.updates = state["updates"]
+
+
+def _gathered(node: Any) -> Any:
+    """A tree with its shards put together, one after the other: by all processes, for the first one."""
+    if isinstance(node, Tensor):
+        whole = ranks.whole(node)
+        return whole if whole is node else whole.cpu() if ranks.first() else None
+    if isinstance(node, Mapping):
+        return {key: _gathered(value) for key, value in node.items()}
+    if isinstance(node, (list, tuple)):
+        return [_gathered(value) for value in node]
+    return node
+
+
+def _shared(state: Mapping[str, Any], like: Mapping[str, Tensor]) -> dict[str, Any]:
+    """This process's part of every tensor that has the shape of its like, on whose device it comes to lie."""
+    return {
+        name: ranks.part(value, like[name]).to(like[name].device)
+        if isinstance(value, Tensor) and value.shape == like[name].shape
+        else value
+        for name, value in state.items()
+    }
 
 
 def _plain(state: dict[str, Any]) -> dict[str, Any]:
@@ -115,20 +148,50 @@ def seed_everything(spec: Spec, stage: str) -> None:
     try:
         from torchtune.training.seed import set_seed
 
-        set_seed(key(spec["seed"], stage, "weights") % 2**31)
+        number = key(spec["seed"], stage, "weights") % 2**31
+        set_seed(number)
+        torch.manual_seed(number)  # the same in all processes: each keeps its part of the same fresh weights
     finally:
         logging.disable(logging.NOTSET)
 
 
-def prepare(module: nn.Module, options: Mapping[str, Any]) -> nn.Module:
-    """The module in training mode, with activation checkpointing where the spec asks for it."""
+def prepare(module: nn.Module, options: Mapping[str, Any], device: torch.device) -> nn.Module:
+    """The module in training mode, sharded, with activation checkpointing where the spec asks for it."""
     if options["activation_checkpointing"]:
         from torchtune.training import set_activation_checkpointing
 
         from causvid.models.blocks import Block
 
         set_activation_checkpointing(module, auto_wrap_policy={Block})
-    return module.train()
+    return shard(module, device).train()
+
+
+def shard(module: nn.Module, device: torch.device) -> nn.Module:
+    """The module with its weights, and so gradients and optimizer, in equal parts over all processes (FSDP2).
+
+    A block's weights are put together while it works. Alone, the module as it is.
+    """
+    if ranks.count() == 1:
+        return module
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    _show_tensors()
+    mesh = init_device_mesh(device.type, (ranks.count(),))
+    for name, part in module.named_modules():
+        if re.fullmatch(r"blocks\.\d+", name):
+            fully_shard(part, mesh=mesh)
+    fully_shard(module, mesh=mesh)
+    return module
+
+
+@cache
+def _show_tensors() -> None:
+    """Let sharding see the tensors inside what networks take and return, at which it starts its work."""
+    from torch.utils._pytree import register_dataclass
+
+    for kind in (Text, DenoiserOutput):
+        register_dataclass(kind)
 
 
 class Logger(Protocol):
@@ -191,7 +254,7 @@ class Session:
         self._path = context.checkpoint
         self._saved = time.monotonic()
         self.start = 0
-        if self._path.is_file():
+        if ranks.agreed(self._path.is_file):
             tree = checkpoint.load(self._path)
             for name, player in players.items():
                 player.load_state(tree["players"][name])
@@ -202,7 +265,7 @@ class Session:
         # The report and a resumed run read the curves, wherever else they go.
         wanted = [Bound("logger", {"name": "jsonl"}), *(each for each in runtime["loggers"] if each["name"] != "jsonl")]
         self._loggers: list[Logger] = [
-            build.construct(logger, folder=context.folder, start=self.start) for logger in wanted
+            build.construct(logger, folder=context.folder, start=self.start) for logger in wanted if ranks.first()
         ]
 
     def after(self, step: int, output: LossOutput, **numbers: float) -> None:
@@ -213,6 +276,11 @@ class Session:
         """
         logs = {k: float(v.detach() if isinstance(v, Tensor) else v) for k, v in output.logs.items()}
         values = {"loss": float(output.value.detach()), **logs, **numbers}
+        due = time.monotonic() - self._saved > self._every
+        if ranks.count() > 1:  # the losses of the whole batch, and the first process's clock
+            mine = [*values.values(), float(due and ranks.first())]
+            *means, told = ranks.mean(torch.tensor(mine, dtype=torch.float64)).tolist()
+            values, due = dict(zip(values, means, strict=True)), told > 0
         if values["loss"] != values["loss"] or abs(values["loss"]) == float("inf"):
             raise UserError(
                 f"the loss is {values['loss']} at step {step}; lower the learning rate or clip gradients "
@@ -221,13 +289,14 @@ class Session:
         for logger in self._loggers:
             logger.log(step, values)
         self._show(step + 1, f"loss {values['loss']:.4f}")
-        if time.monotonic() - self._saved > self._every and step + 1 < self._total:
+        if due and step + 1 < self._total:
             self.save(step + 1)
 
     def save(self, step: int) -> None:
         """Everything needed to go on exactly from ``step``."""
         states = {name: player.state() for name, player in self.players.items()}
-        checkpoint.save(self._path, {"step": step, "players": states})
+        if ranks.first():
+            checkpoint.save(self._path, {"step": step, "players": states})
         self._saved = time.monotonic()
 
     def close(self) -> None:
@@ -236,7 +305,7 @@ class Session:
 
     def finish(self, **files: Mapping[str, Tensor]) -> None:
         """Write final weights, one ``NAME.safetensors`` each; the checkpoint goes when the stage is done."""
-        for name, tensors in files.items():
+        for name, tensors in files.items() if ranks.first() else ():
             weights.write_tensors(self._context.folder / f"{name}.safetensors", tensors)
 
 

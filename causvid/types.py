@@ -146,7 +146,7 @@ class Scene:
     def per_block(self, values: Tensor) -> Tensor:
         """Spread one value per block, ``b blocks``, over the blocks' frames: ``b f``."""
         lengths = torch.tensor([stop - start for start, stop in self.blocks], device=values.device)
-        return values.repeat_interleave(lengths, dim=1)
+        return values.repeat_interleave(lengths, dim=1, output_size=self.blocks[-1][1] - self.blocks[0][0])
 
     def samples(self, grad: bool) -> StudentSample:
         """The student's samples.

@@ -20,7 +20,7 @@ from causvid.schema import OPTIONS
 
 # Arguments that the builder supplies; a spec may not set them.
 SUPPLIED: dict[str, tuple[str, ...]] = {
-    "model": ("channels", "text_dim", "mask", "position", "kernel"),
+    "model": ("channels", "text_dim", "mask", "position", "kernel", "precision"),
     "codec": ("weights", "device", "dtype"),
     "text_encoder": ("vocabulary", "weights", "store", "device", "dtype"),
     "dataset": ("codec", "text_encoder"),
@@ -74,6 +74,8 @@ def section(schema: type, data: Any, path: str, errors: list[str]) -> dict[str, 
             out[key] = section(typing.cast(type, hints[key]), value, where, errors)
         elif group and typing.get_origin(hints[key]) is not None:
             out[key] = _components(group, value, where, errors)
+        elif group and value is None and f.default is None:
+            out[key] = None
         elif group:
             out[key] = _component(group, value, where, errors)
         else:
@@ -108,10 +110,26 @@ def _unknown(path: str, key: str, known: Iterable[str]) -> str:
 
 
 def _components(group: str, value: Any, path: str, errors: list[str]) -> list[Any]:
+    """Validate a list; where it may hold components of two groups, ``a|b``, one alone may stand without brackets."""
+    if "|" in group and isinstance(value, (str, Mapping)):
+        value = [value]
     if isinstance(value, str) or not isinstance(value, Sequence):
-        errors.append(f"{path}: expected a list of {group} components, got {value!r}")
+        errors.append(f"{path}: expected a list of {group.replace('|', ' or ')} components, got {value!r}")
         return []
-    return [_component(group, item, f"{path}[{i}]", errors) for i, item in enumerate(value)]
+    return [_component(_group_of(group, item), item, f"{path}[{i}]", errors) for i, item in enumerate(value)]
+
+
+def _group_of(groups: str, value: Any) -> str:
+    """Of several groups, ``a|b``, the one that has the component's name; the first where none has.
+
+    A component of the user's own, ``module:Thing``, is of the last.
+    """
+    name, names = value.get("name") if isinstance(value, Mapping) else value, groups.split("|")
+    if len(names) == 1:
+        return groups
+    if isinstance(name, str) and ":" in name:
+        return names[-1]
+    return next((group for group in names if name in registry.components(group)), names[0])
 
 
 def _component(group: str, value: Any, path: str, errors: list[str]) -> dict[str, Any]:

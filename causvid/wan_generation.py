@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,8 @@ from causvid.attention.masks import Rule
 from causvid.data.video import to_bytes, write_mp4
 from causvid.errors import UserError
 from causvid.models import wan_files
-from causvid.models.wan import Size
 from causvid.models.wan_vae import VaeState
 from causvid.randomness import Draw
-from causvid.spec import Spec
 from causvid.streaming.engine import Engine
 from causvid.streaming.script import Play, Script
 from causvid.types import DenoiserOutput, Text
@@ -93,8 +91,8 @@ class Studio:
         self.causal = not self.teacher and self.spec["student.causal"]
         _check(request, self)
         self._found = wan_files.find(request.model or request.weights, request.part)
-        self._size = size_of(self.spec, self.world)
-        _compare(self._found, self._size)
+        self._size = build.size_of(self.world, self.spec["model"])
+        wan_files.agree(self._found, self._size)
         wan_files.checked(self._found, self._size)
 
     @cached_property
@@ -283,20 +281,3 @@ def _check(request: Request, studio: Studio) -> None:
         raise UserError(f"--rollouts needs a causal student, and '{request.spec}' samples another network")
     if request.rollouts and studio.world.latent_shape[0] <= build.causal_rule(studio.spec).block_range(0)[1]:
         raise UserError("--rollouts needs clips of more than one block; raise world.dataset.frames")
-
-
-def size_of(spec: Spec, world: build.World) -> Size:
-    """The geometry that a spec's model has."""
-    known = {f.name for f in fields(Size)}
-    options = {key: value for key, value in spec["model"].items() if key in known}
-    return Size(**options, channels=world.latent_shape[1], text_dim=world.text_encoder.dim)
-
-
-def _compare(found: wan_files.Found, size: Size) -> None:
-    """Refuse weights whose config tells another geometry, as a head count that no shape shows."""
-    if found.config is None:
-        return
-    told, wanted = asdict(wan_files.size_of(found)), asdict(size)
-    differing = [f"{key} {told[key]} (the spec's is {wanted[key]})" for key in wanted if told[key] != wanted[key]]
-    if differing:
-        raise UserError(f"{found.files.path} is another model than the spec's: {', '.join(differing)}")

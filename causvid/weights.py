@@ -6,22 +6,30 @@ import hashlib
 import json
 import math
 import os
+import platform
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor
 
 from causvid.errors import UserError
+
+LARGE = 256 << 20  # bytes: from here on a digest is worth keeping
+
+
+def partial_of(path: Path) -> Path:
+    """Where this process writes a file before it takes its name: the name tells machine and process."""
+    return path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.partial")
 
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file so that it is either absent, as before, or complete, even if the machine stops."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = partial_of(path)
     with partial.open("wb") as stream:
         stream.write(content)
         stream.flush()
@@ -43,7 +51,7 @@ def _finite(value: Any) -> Any:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write tensors as safetensors, atomically."""
+    """Write tensors as safetensors, atomically and without a second copy of them."""
     plain: dict[str, Tensor] = {}
     held: set[int] = set()
     for name, tensor in tensors.items():
@@ -51,7 +59,15 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         memory = tensor.untyped_storage().data_ptr()
         plain[name] = tensor.clone() if memory in held else tensor  # safetensors refuses tensors that share memory
         held.add(memory)
-    write_bytes(path, save(plain, dict(metadata or {})))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        save_file(plain, partial, dict(metadata or {}))
+        with partial.open("rb+") as stream:
+            os.fsync(stream.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -90,13 +106,28 @@ def load_into(module: torch.nn.Module, tensors: Mapping[str, Tensor], source: st
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal.
+    """SHA-256 of a file, in hexadecimal; that of a large file is kept in the cache until its size or time changes.
 
     Raises:
         UserError: the file can't be read.
     """
     try:
+        state = path.stat()
+        place = None
+        if state.st_size >= LARGE:
+            known = f"{path.resolve()} {state.st_size} {state.st_mtime_ns} {state.st_ino}"
+            place = cache_folder() / "digests" / hashlib.sha256(known.encode()).hexdigest()
+            if place.is_file():
+                return place.read_text()
         with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+        if place is not None:
+            write_bytes(place, found.encode())
+        return found
     except OSError as error:
         raise UserError(f"{path} can't be read: {error}") from error
+
+
+def cache_folder() -> Path:
+    """What can be made again and is shared by all runs of a user: ``CAUSVID_CACHE``, or ``~/.cache/causvid``."""
+    return Path(os.environ.get("CAUSVID_CACHE") or Path.home() / ".cache" / "causvid")

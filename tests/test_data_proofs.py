@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import importlib.util
-import json
 import os
 import random
 import shutil
@@ -20,11 +19,11 @@ from causvid import experiment, spec
 from causvid.data import manifest, steps
 from causvid.data import pack as packing
 from causvid.data.clips import Wanted
-from causvid.data.encode import encode, from_file, to_file
+from causvid.data.encode import encode
 from causvid.data.folders import Folder
+from causvid.data.latents import StoreDataset
 from causvid.data.lmdb_store import Reader, Writer
 from causvid.data.rows import Row
-from causvid.data.survey import survey
 from causvid.errors import UserError
 from causvid.models.codecs import TimeFold
 from causvid.models.text import Words
@@ -112,86 +111,6 @@ def test_a_full_disk_is_one_error_and_no_damage(small_disk):
     assert [path.name for path in (small_disk / "f").iterdir()] == []
 
 
-def flipped(content, number):
-    """One to eight bits of the content turned over, at random places."""
-    chosen, out = random.Random(number), bytearray(content)
-    for _ in range(1 + number % 8):
-        out[chosen.randrange(len(out))] ^= 1 << chosen.randrange(8)
-    return bytes(out)
-
-
-def test_damaged_latents_are_told_or_read_right():
-    """120 files with flipped bits or cut short: each is refused, or holds what was written."""
-    content, wanted = to_file(row(1)), row(1)
-    for number in range(120):
-        broken = flipped(content, number) if number % 3 else content[: random.Random(number).randrange(len(content))]
-        try:
-            found = from_file(broken)
-        except ValueError:
-            continue
-        assert np.array_equal(found.arrays["latents"], wanted.arrays["latents"]) and found.facts == wanted.facts
-
-
-def test_damaged_manifests_lose_no_row(tmp_path):
-    """120 manifests with flipped bits: read to the last row, or refused as a whole with one error."""
-    rows = [{"path": f"{n}.mp4", "caption": f"a caf\xe9 {n}"} for n in range(10)]
-    content = {
-        "m.jsonl": "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows).encode(),
-        "m.json": json.dumps(rows).encode(),
-        "m.csv": b"path,caption\n" + b"".join(f"{r['path']},{r['caption']}\n".encode() for r in rows),
-    }
-    for number in range(120):
-        name = list(content)[number % 3]
-        broken = flipped(content[name], number)
-        (tmp_path / name).write_bytes(broken)
-        try:
-            given = manifest.read(str(tmp_path / name))
-        except UserError:
-            continue
-        assert given.count == len(given.clips) + len(given.refused) + given.duplicates
-        if name == "m.jsonl":
-            assert given.count == len([line for line in broken.split(b"\n") if line.strip()])
-
-
-@pytest.mark.slow
-def test_damaged_stores_are_told_or_read_right(tmp_path):
-    """60 stores with flipped bits or cut short: each is refused, lists its damaged rows, or equals the whole one."""
-    writer = Writer(tmp_path / "s", {"fields": FIELDS})
-    writer.add([row(number) for number in range(8)])
-    del writer
-    gc.collect()
-    content = (tmp_path / "s" / "data.mdb").read_bytes()
-    digest = survey(str(tmp_path / "s"))["digest"]
-    told = 0
-    (tmp_path / "broken").mkdir()
-    for number in range(60):
-        cut = random.Random(number).randrange(len(content))
-        (tmp_path / "broken" / "data.mdb").write_bytes(flipped(content, number) if number % 4 else content[:cut])
-        try:
-            found = packing.sound(tmp_path / "broken")
-        except UserError:
-            told += 1
-            continue
-        assert found["damaged"] or found["digest"] == digest or found["rows"] < 8
-        told += bool(found["damaged"])
-    assert told > 20
-
-
-@pytest.mark.slow
-def test_damaged_clips_add_up(tmp_path):
-    """120 clips with flipped bits or cut short, beside good ones: every one is done or listed, the good ones pass."""
-    good = video(np.random.default_rng(0).integers(0, 256, (20, 48, 64, 3), np.uint8))
-    for number in range(120):
-        broken = flipped(good, number) if number % 3 else good[: random.Random(number).randrange(len(good))]
-        (tmp_path / f"bad{number:03d}.mp4").write_bytes(broken)
-    for number in range(5):
-        (tmp_path / f"good{number}.mp4").write_bytes(video(levels(20 + number)))
-    tally = steps.process(str(tmp_path), str(tmp_path / "out"), WANTED, workers=1, seconds=60)
-    counts = tally.as_json()
-    assert counts["given"] == 125 == counts["done"] + counts["skipped"] + counts["quarantined"]
-    assert not any(each["clip"].startswith("good") for each in tally.quarantine) and counts["quarantined"] >= 40
-
-
 def crash(path):
     os.kill(os.getpid(), 9)
 
@@ -254,6 +173,8 @@ def test_every_step_on_an_s3_compatible_store(bucket, tmp_path, monkeypatch):
         tally, found = packing.verify(f"{base}/store")
         assert tally.done == 2
         digests.append(found["digest"])
+        latents, captions, text = StoreDataset(f"{base}/store", (3, 6, 16, 16)).latents(range(2))
+        assert latents.shape == (2, 3, 6, 16, 16) and sorted(captions) == ["a cat", "a dog"] and text is not None
     assert digests[0] == digests[1]
     shutil.rmtree(tmp_path / "cache")
 

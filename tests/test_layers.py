@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent / PACKAGE
 # lower levels and from itself, never from a room of its own level.
 LEVELS = (
     ("errors",),
+    ("ranks",),
     ("schedule", "randomness", "progress"),
     ("types",),
     ("registry", "weights"),
@@ -31,18 +32,21 @@ LEVELS = (
     ("spec",),
     ("fingerprint",),
     ("runs", "checkpoint"),
+    ("world",),
     ("build",),
     ("checks",),
     ("optimizers",),
-    ("training",),
+    ("training", "tracking"),
     ("stages",),
+    ("costs",),
     ("experiment",),
     ("streaming",),
     ("generation",),
-    ("wan_generation", "wan_weights", "convert"),
-    ("serve",),
-    ("cli_data", "cli_eval", "cli_vbench", "cli_wan", "cli_generate", "cli_serve"),
+    ("wan_generation", "wan_weights", "convert", "launch", "comparison"),
+    ("serve", "suite_generation"),
+    ("cli_data", "cli_eval", "cli_vbench", "cli_wan", "cli_generate", "cli_serve", "cli_sweep"),
     ("cli",),
+    ("__main__",),
 )
 
 # Downward, and still not allowed: denoisers, codecs, encoders and data are handed to these, so that a loss or a sampler

@@ -222,7 +222,7 @@ def test_two_processes_read_while_one_writes(tmp_path):
         writer.add(rows[first : first + 2])
     time.sleep(1)
     stop.set()
-    for seen, problems in (out.get(timeout=60) for _ in readers):
+    for seen, problems in (out.get(timeout=600) for _ in readers):
         assert problems == [] and seen == sorted(seen) and all(count % 2 == 0 for count in seen) and seen[-1] == 20
     for reader in readers:
-        reader.join(10)
+        reader.join(600)

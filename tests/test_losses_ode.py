@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from causvid.errors import UserError
-from causvid.losses.ode import OdeRegression, gather_states, select_states, state_indices
+from causvid.losses.ode import OdeRegression, gather_states
 from causvid.samplers.ode import Euler
+from causvid.schedule import state_indices
 from causvid.types import DenoiserOutput, Trajectory
 
 TIMES = torch.tensor([1.0, 0.9375, 0.5, 0.0], dtype=F64)
@@ -116,17 +117,22 @@ def test_gathering_picks_each_frame_from_its_state():
             assert t[row, frame] == TIMES[state]
 
 
-def test_selecting_states_keeps_the_wanted_times():
-    chosen = select_states(pairs(), [1.0, 0.5, 0.0])
-    assert chosen.times.tolist() == [1.0, 0.5, 0.0]
-    assert torch.equal(chosen.states, pairs().states[[0, 2, 3]])
+def test_wanted_times_are_found():
+    assert state_indices(TIMES, [1.0, 0.5, 0.0]) == [0, 2, 3]
     assert state_indices(TIMES, [0.93750001, 0.0]) == [1, 3]  # rounding is forgiven
 
 
 @pytest.mark.parametrize("time", [0.52, 0.9, 0.001])
 def test_a_neighbouring_time_is_refused(time):
     with pytest.raises(UserError, match=rf"no state at t = {time:.4f}.*1\.0000, 0\.9375, 0\.5000, 0\.0000"):
-        select_states(pairs(), [1.0, time, 0.0])
+        state_indices(TIMES, [1.0, time, 0.0])
+
+
+@pytest.mark.parametrize("times", [[1.0, 0.5, 0.0], [1.0, 0.9, 0.5, 0.1], [1.0, 0.5, 0.9, 0.0]])
+def test_states_without_their_times_are_refused(times):
+    wrong = Trajectory(pairs().states, torch.tensor(times))
+    with pytest.raises(UserError, match="4 states need a time each, descending to 0"):
+        loss_of(Jump(0.4, 0.7), [[0, 1], [1, 2]], wrong)
 
 
 def test_needs_trajectories():

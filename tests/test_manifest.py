@@ -98,6 +98,15 @@ def test_a_row_that_repeats_another_counts_as_a_duplicate(tmp_path):
     assert (len(given.clips), given.duplicates, given.count) == (2, 1, 3)
 
 
+def test_a_row_with_the_id_of_another_and_other_content_is_told(tmp_path):
+    rows = "path,caption,id\na.mp4,x,1\na.mp4,y,1\nb.mp4,x,1\na.mp4,x,1\n"
+    given = manifest.read(write(tmp_path, "m.csv", rows))
+    assert (len(given.clips), given.duplicates, given.count) == (1, 1, 4)
+    assert [reason for _, reason in given.refused] == [
+        "another row has its id, 1, and a different caption", "another row has its id, 1, and a different path"
+    ]  # fmt: skip
+
+
 def test_a_manifest_from_elsewhere_names_no_files_of_this_machine():
     folder = Folder("memory://elsewhere")
     folder.write("m.jsonl", b'{"path": "/etc/hosts"}\n{"path": "file:///etc/hosts"}\n{"path": "s3://b/a.mp4"}\n')

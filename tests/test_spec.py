@@ -169,14 +169,23 @@ def test_every_shipped_spec_is_right():
     assert len(experiment.check([])) >= 9
 
 
-@pytest.mark.parametrize("name", ["teacher", "init", "steps", "student_input", "teacher_x_init"])
-def test_an_ablation_differs_from_its_base_in_its_sweep_alone(name):
+@pytest.mark.parametrize(
+    ("name", "budget"),
+    [
+        ("teacher", set()),
+        ("init", set()),
+        ("steps", set()),
+        ("student_input", set()),
+        ("teacher_x_init", {"distill", "evaluation"}),
+    ],
+)
+def test_an_ablation_differs_from_its_base_in_its_sweep_and_budget_alone(name, budget):
     own, base = inherited(spec.find(f"ablations/{name}"))
     keys = {key for key in own if own.get(key) != (base or {}).get(key)}
-    assert keys == {"about", "sweep"} and own["sweep"]
+    assert keys == {"about", "sweep"} | budget and own["sweep"]
     for values, arm in experiment.arms_of(f"ablations/{name}", []):
         for path, _, _ in load("tiny/causvid").differences() or arm.differences():
-            assert any(path.startswith(key) for key in values)
+            assert any(path.startswith(key) for key in (*values, *budget))
 
 
 def test_a_sweep_is_checked_whole_before_it_runs(tmp_path):

@@ -240,7 +240,6 @@ def test_a_users_sampler_of_the_teacher_is_the_one_that_is_used():
         ("loss.guidance=.inf", "loss.guidance: expected a number"),
         ("loss.t_min=1.5", "loss.t_min: must be at least 0 and at most 1, got 1.5"),
         ("student.steps=20000", "student.steps: must be at least 0 and at most 10000"),
-        ("runtime.device=tpu", "runtime.device: 'tpu' is not accepted"),
         ("loss=no.such_module:Loss", "is its folder on PYTHONPATH"),
     ],
 )

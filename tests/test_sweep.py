@@ -6,19 +6,28 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+import subprocess
+import sys
 
 import pytest
+import torch
 from toy import toy_spec
 
-from causvid import cli, experiment
+from causvid import cli, experiment, launch
 from causvid.errors import UserError
-from causvid.eval.sweep_page import Judged, csv_of, findings, pareto, render
+from causvid.eval import quoted
+from causvid.eval.aggregate import scales, total_score
+from causvid.eval.sweep_page import HELD_OUT, Judged, Scored, csv_of, findings
+from causvid.eval.sweep_view import bars, costs, drift_charts, pareto, render
 
 
-def judged(values, level, seed_effect=0.0, latency=0.1, error=""):
+def judged(values, level, seed_effect=0.0, latency=0.1, error="", suite=None, **options):
     scores = [level + seed_effect + 0.01 * n for n in range(10)]
-    return Judged(values, {} if error else {"ok": scores, "trajectory": [1 - s for s in scores], "size": scores},
-                  {"latency_s": latency}, "/x/report.html", error)  # fmt: skip
+    table = {"ok": scores, "trajectory": [1 - s for s in scores], "size": scores}
+    each = {name: {f"p{n}": v for n, v in enumerate(column)} for name, column in table.items()}
+    suites = {} if error else {HELD_OUT: Scored(each, {"captions": "abc"}), **(suite or {})}
+    return Judged(values, suites, {"latency_s": latency}, "report.html", error, **options)
 
 
 def grown(level, key, seeds=6):
@@ -73,13 +82,21 @@ def test_arms_are_compared_with_the_first_over_their_seeds():
     assert [group.seeds for group in page.groups] == [6, 6, 6] and base.cells["ok"].difference is None
     assert better.cells["ok"].difference.verdict == "better"
     assert better.cells["trajectory"].difference.verdict == "better"  # 0 is best, and it fell
+    assert base.cells["trajectory"].mean == pytest.approx(1 - base.cells["ok"].mean)  # shown as it is measured
+    assert base.cells["trajectory"].low < base.cells["trajectory"].mean < base.cells["trajectory"].high
     assert same.cells["ok"].difference.verdict == "inconclusive" and "size" not in page.measures
+    assert 0 < page.could_see["ok"] < 0.3 and "can't be told from chance" in render(page)
 
 
 def test_one_seed_has_no_verdict():
     page = findings("x", [judged({"init": "a"}, 0.1), judged({"init": "b"}, 0.9)])
-    assert page.groups[1].cells["ok"].difference.verdict == "one seed: no verdict"
-    assert "one seed: no verdict" in render(page)
+    cell = page.groups[1].cells["ok"]
+    assert (
+        cell.difference.verdict == "one seed: no verdict"
+        and cell.over == "prompts"
+        and cell.low < cell.mean < cell.high
+    )
+    assert "one seed: no verdict" in render(page) and "over prompts" in render(page)
 
 
 def test_a_failed_arm_has_no_cells_and_no_zero():
@@ -91,7 +108,10 @@ def test_a_failed_arm_has_no_cells_and_no_zero():
 
 def test_the_front_is_what_none_beats_in_both():
     page = findings("x", [*grown(0.6, "ode"), *grown(0.3, "teacher"), *grown(0.9, "random")])
-    assert [point["best"] for point in pareto(page.groups, "ok")] == [True, False, True]
+    assert [dot.best for dot in pareto(page.groups, "ok").dots] == [True, False, True]
+    assert [row.arm for row in bars(page)[0].rows] == [0, 1, 2] and bars(page)[0].rows[0].zero < bars(page)[0].rows[
+        0
+    ].at
 
 
 def test_the_table_is_exported_and_names_are_escaped():
@@ -99,6 +119,166 @@ def test_the_table_is_exported_and_names_are_escaped():
     rows = list(csv.DictReader(io.StringIO(csv_of(page))))
     assert len(rows) == 4 and rows[2]["verdict"] == "better" and float(rows[2]["difference"]) == pytest.approx(0.3)
     assert "<b>x</b>" not in render(page) and "&lt;b&gt;" in render(page) and "<i>" not in render(page)
+
+
+def test_all_sixteen_give_a_total_through_the_bootstrap():
+    """The page's total is that of the means, and its interval comes from the whole aggregation."""
+
+    def run(level, init, seed):
+        table = {name: {f"{name} {n}": level + 0.01 * n + 0.002 * (seed % 3) for n in range(4)} for name in scales()}
+        return judged({"init": init, "seed": seed}, level, suite={"vbench_long": Scored(table, {"a": 1})})
+
+    page = findings("x", [run(level, init, s) for init, level in (("a", 0.4), ("b", 0.5)) for s in range(5)])
+    cell = page.groups[1].cells["vbench_long/total"]
+    means = dict.fromkeys(scales(), 0.5 + 0.015 + 0.002 * 0.8)
+    assert cell.mean == pytest.approx(total_score(means)) and cell.difference.verdict == "better"
+    assert page.measures[0] == "vbench_long/total" and {"vbench_long/quality", "vbench_long/color"} <= set(
+        page.measures
+    )
+
+
+def test_different_protocols_are_refused_and_marked_on_every_table_where_asked_for():
+    runs = [judged({"init": "a"}, 0.1), judged({"init": "b"}, 0.2)]
+    other = Judged({"init": "b"}, {HELD_OUT: Scored(runs[1].suites[HELD_OUT].scores, {"captions": "xyz"})})
+    with pytest.raises(UserError, match="held-out clips: these results have different protocols.*captions"):
+        findings("x", [runs[0], other])
+    page = findings("x", [runs[0], other], across=True)
+    text = render(page)
+    assert "captions differ" in page.mark and text.count("Across protocols") >= 4
+    assert all(row["mark"] == page.mark for row in csv.DictReader(io.StringIO(csv_of(page))))
+    assert findings("x", runs).mark == "" and "Across protocols" not in render(findings("x", runs))
+
+
+def test_curves_costs_and_videos_are_on_the_page():
+    def run(init, seed, identity):
+        points = [{"seconds": 2.0 * n, "mean": 0.5 - 0.1 * n, "low": 0.0, "high": 1.0, "videos": 2} for n in range(3)]
+        change = {"proxy_dynamics": {"change": -0.2, "collapsed": 0.5}}
+        scored = Scored(
+            {"temporal_flickering": {"a cat": 0.9}}, {}, {"temporal_flickering": points}, change, "no total"
+        )
+        cost = {"teacher": ("shared", 5.0), "distill": (identity, 2.0)}
+        return judged({"init": init, "seed": seed}, 0.5, suite={"long": scored}, cost=cost, videos={"a cat": "data:,x"})
+
+    page = findings("x", [run("a", 0, "d1"), run("a", 1, "d2"), run("b", 0, "d3")])
+    (_, chart), text = drift_charts(page)[0], render(page, "what it is about", {"csv": "t.csv"})
+    assert [line.label for line in chart.lines] == ["1", "2"]
+    assert [(row["own"], row["shared"]) for row in costs(page)] == [(4.0, 5.0), (2.0, 5.0)]
+    for word in ("what it is about", 'href="t.csv"', "data:,x", "a cat", "no total", "motion collapsed", "0.50",
+                 "Huang et al.", "@inproceedings{huang2024vbench", "94.7", "84.04", "92.69"):  # fmt: skip
+        assert word in text, word
+    rows = sum(len(table.rows) for table in quoted.TABLES)
+    assert text.count('<span class="quoted">quoted</span>') == rows + 1  # every row is marked, and the heading
+
+
+def twin(name, seeds, trial):
+    """An arm of one spec: scores of ten prompts with an effect of the training seed, in eight measures."""
+    g = torch.Generator().manual_seed(trial)
+    out = []
+    for seed in seeds:
+        between = torch.randn(8, 1, generator=g) * 0.05
+        values = (0.5 + torch.linspace(-0.2, 0.2, 10) + between + torch.randn(8, 10, generator=g) * 0.1).tolist()
+        table = {f"m{m}": {f"p{p}": v for p, v in enumerate(row)} for m, row in enumerate(values)}
+        out.append(Judged({"about": name, "seed": seed}, {HELD_OUT: Scored(table)}))
+    return out
+
+
+@pytest.mark.parametrize(("seeds", "trials"), [(2, 120), (4, 120), (5, 12)])
+def test_a_a_arms_come_out_inconclusive_on_whole_pages(seeds, trials):
+    """Two arms of one spec with disjoint training seeds: at most 5% of the pages may call any measure different."""
+    wrong = 0
+    for trial in range(trials):
+        page = findings(
+            "a/a", [*twin("a", range(seeds), 2 * trial), *twin("b", range(seeds, 2 * seeds), 2 * trial + 1)]
+        )
+        verdicts = {cell.difference.verdict for cell in page.groups[1].cells.values()}
+        wrong += verdicts != {"inconclusive"}
+    assert wrong / trials <= 0.05 + 2 * (0.05 * 0.95 / trials) ** 0.5
+
+
+SPLIT = "evaluation: {metrics: [shapes_truth]}\nsweep: {student.steps: [1, 2], seed: [0, 1]}"
+
+
+@pytest.mark.parametrize(
+    "options", [["--launcher", "slurm", "--cluster-option", "slurm_partition=gpu"], ["--launcher", "local"]]
+)
+def test_a_dry_run_shows_what_would_be_submitted_and_runs_nothing(tmp_path, capsys, options):
+    with pytest.raises(SystemExit) as end:
+        cli.main(
+            [
+                "sweep",
+                toy_spec(tmp_path, SPLIT),
+                "--runs",
+                str(tmp_path / "runs"),
+                "--dry-run",
+                "--workers",
+                "3",
+                *options,
+            ]
+        )
+    out = capsys.readouterr().out
+    assert end.value.code == 0 and not (tmp_path / "runs" / "distill").exists()
+    assert all(f"student.steps={steps} seed={seed}" in out for steps in (1, 2) for seed in (0, 1))
+    if "slurm" in options:
+        for line in ("#SBATCH --array=0-3%3", "#SBATCH --partition=gpu", "submitit.core._submit", "srun"):
+            assert line in out, line
+
+
+def test_a_cluster_that_is_not_there_and_an_option_it_lacks_are_clear_errors(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match="no cluster 'slurm' can be used here.*--dry-run"):
+        launch.executor(tmp_path, "slurm", [], 2)
+    with pytest.raises(UserError, match="partitio"):
+        launch.executor(tmp_path, "slurm", ["slurm_partitio=gpu"], 2, dry=True)
+    with pytest.raises(UserError, match="KEY=VALUE"):
+        launch.executor(tmp_path, "slurm", ["gpu"], 2, dry=True)
+
+
+def stand_in(monkeypatch, script):
+    """Arms that run a line of Python in place of the experiment."""
+    monkeypatch.setattr(
+        launch.Work, "command", lambda self, root: [sys.executable, "-c", script, str(self.values["n"])]
+    )
+
+
+def test_local_workers_are_bounded_and_a_failed_arm_stops_no_other(tmp_path, monkeypatch):
+    stand_in(
+        monkeypatch,
+        f"""if True:
+        import os, sys, time
+        mine = {str(tmp_path)!r} + "/running" + sys.argv[1]
+        open(mine, "w").close()
+        count = len([n for n in os.listdir({str(tmp_path)!r}) if n.startswith("running")])
+        open({str(tmp_path)!r} + "/seen" + sys.argv[1], "w").write(str(count))
+        time.sleep(0.2); os.unlink(mine)
+        sys.exit("error: out of memory" if sys.argv[1] == "2" else 0)""",
+    )
+    work = [launch.Work("x", (), {"n": n}) for n in range(5)]
+    errors = launch.local(work, tmp_path, 2, 1)
+    assert [bool(error) for error in errors] == [False, False, True, False, False] and "out of memory" in errors[2]
+    assert max(int((tmp_path / f"seen{n}").read_text()) for n in range(5)) == 2
+
+
+@pytest.mark.slow
+def test_submitits_local_executor_runs_a_sweep_and_a_failed_arm_is_reported(tmp_path):
+    """Through the command line, with an arm that can't work; then the same arms as local workers, where all is done."""
+    path = toy_spec(tmp_path, SPLIT + "\neval: [{name: vbench_long, per_prompt: 1, limit: 2, fps: 8}]")
+    line = [sys.executable, "-m", "causvid.cli", "sweep", path, "--runs", str(tmp_path / "runs"), "--json"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    options = ["--launcher", "submitit", "--cluster-option", "timeout_min=10"]
+    done = subprocess.run([*line, *options], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    table = json.loads(done.stdout.splitlines()[-1])
+    assert len(table["arms"]) == 4 and all(
+        "student.vbench_long.temporal_flickering" in a["metrics"] for a in table["arms"]
+    )
+    page = next((tmp_path / "runs" / "sweeps").glob("*.html")).read_text()
+    assert "submitted 4 jobs" in done.stderr and "Over time" in page and "vbench_long" in page
+    again = subprocess.run([*line, "--launcher", "local"], capture_output=True, text=True, env=environment, check=False)
+    assert again.returncode == 0 and json.loads(again.stdout.splitlines()[-1])["comparisons"] == table["comparisons"]
+    made = launch.executor(tmp_path / "bad", "local", [], 2)
+    bad = [launch.Work(path, ("student.steps=1", "seed=0", "teacher_sampling.steps=0"), {})]
+    errors = launch.cluster(bad, tmp_path / "bad", made, say=lambda text: None, poll_s=0.1)
+    assert "UserError" in errors[0] or "steps" in errors[0]
 
 
 @pytest.mark.slow

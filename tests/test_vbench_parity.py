@@ -6,6 +6,7 @@ Marked ``vbench``: ``make vbench`` sets the environment up once, outside the clo
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from pathlib import Path
 
@@ -19,10 +20,15 @@ from causvid.errors import UserError
 from causvid.eval import reference, suites
 from causvid.eval.dimensions import dimensions
 from causvid.eval.exact import flickering
-from causvid.eval.judging import decode
+from causvid.eval.footage import decode
 
 pytestmark = pytest.mark.vbench
 UPSTREAM = Path(__file__).with_name("vbench_upstream.py")
+
+
+def without_our_path() -> dict[str, str]:
+    """The environment of a clean clone: nothing of ours on upstream's path."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
 
 def texture(seed: int, frames: int) -> torch.Tensor:
@@ -40,7 +46,7 @@ def both(tmp_path_factory):
     for number, frames in enumerate((4, 3)):
         write_mp4(videos / f"clip {number}-0.mp4", texture(number, frames), fps=8, crf=10)
     line = [str(reference.interpreter()), str(UPSTREAM), str(weights), str(videos)]
-    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    done = subprocess.run(line, capture_output=True, text=True, check=False, env=without_our_path())
     assert done.returncode == 0, done.stderr[-2000:]
     theirs = json.loads(done.stdout.splitlines()[-1])
     ours: dict[str, dict[str, float | None]] = {}
@@ -54,7 +60,8 @@ def both(tmp_path_factory):
 @pytest.mark.parametrize(
     "name",
     ["subject_consistency", "background_consistency", "aesthetic_quality", "appearance_style", "imaging_quality",
-     "dynamic_degree", "motion_smoothness", "temporal_flickering"],
+     "dynamic_degree", "motion_smoothness", "temporal_flickering", "subject_consistency.fast",
+     "background_consistency.fast"],
 )  # fmt: skip
 def test_the_driver_is_upstream(both, name):
     theirs, ours, *_ = both
@@ -81,6 +88,22 @@ def test_a_judge_without_weights_says_so_and_downloads_nothing(tmp_path, both):
                 judge.ask(name, video)
         assert judge.ask("temporal_flickering", video) == pytest.approx(flickering(decode(video).frames), abs=1e-6)
     assert not any(path.is_file() for path in (tmp_path / "none").rglob("*"))
+
+
+def test_the_command_asks_every_judge_that_is_ready(tmp_path, both):
+    """Random networks have other sizes than the published ones, so only files without a known size are ready here."""
+    theirs, _, videos, weights = both
+    (tmp_path / "prompts.txt").write_text("clip 0\nclip 1\n")
+    line = ["eval", "videos", str(videos), "--prompts", str(tmp_path / "prompts.txt"), "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, [*line, "--per-prompt", "1", "--weights", str(weights), "--json"])
+    out = json.loads(result.stdout.splitlines()[-1])
+    assert result.exit_code == 3 and out["problems"] == [] and "ViT-L-14.pt" in out["unjudged"]["aesthetic_quality"]
+    for name in ("subject_consistency", "motion_smoothness", "dynamic_degree", "temporal_flickering"):
+        mean = sum(theirs[name].values()) / len(theirs[name])
+        assert out["scores"][name] == pytest.approx(mean, abs=1e-5), name
+        assert name == "temporal_flickering" or out["protocol"]["judges"][name].startswith("reference: vbench 0.1.5")
+    assert out["scores"]["aesthetic_quality"] is None and out["totals"]["quality"] is None
+    assert any(file.endswith("raft-things.pth") for file in out["protocol"]["weights"])
 
 
 def test_the_doctor_finds_what_is_there(both):

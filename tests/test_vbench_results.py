@@ -90,7 +90,10 @@ def test_a_folder_is_judged_and_a_second_time_nothing_is_computed(folder, monkey
     out = json.loads(result.stdout.splitlines()[-1])
     assert result.exit_code == 0 and out["problems"] == out["absent"] == []
     assert 0.9 < out["scores"]["temporal_flickering"] < 1 and out["totals"]["total"] is None
-    assert set(out["proxies"]) == {"proxy_dynamics", "proxy_smoothness", "proxy_consistency", "proxy_sharpness"}
+    assert set(out["proxies"]) == {
+        "proxy_dynamics", "proxy_smoothness", "proxy_consistency", "proxy_sharpness", "proxy_saturation",
+    }  # fmt: skip
+    assert out["scores"]["aesthetic_quality"] is None and "--weights" in out["unjudged"]["aesthetic_quality"]
     assert len(out["videos"]["temporal_flickering"]) == 6
     from causvid.eval.exact import TemporalFlickering
 

@@ -12,7 +12,6 @@ from causvid.errors import UserError
 from causvid.models import wan_vae
 from causvid.models.dit import sinusoid
 from causvid.models.wan import SIZES, Size, links
-from causvid.wan_generation import size_of
 
 GIB = 2**30
 
@@ -36,7 +35,7 @@ def test_the_specs_are_of_the_published_sizes():
     for name, size in (("wan/causal", "wan_1_3b"), ("wan/teacher_14b", "wan_14b")):
         arm = spec.load(name)
         world = build.World(arm)
-        assert world.latent_shape == (21, 16, 60, 104) and size_of(arm, world) == SIZES[size]
+        assert world.latent_shape == (21, 16, 60, 104) and build.size_of(world, arm["model"]) == SIZES[size]
 
 
 @pytest.mark.parametrize(("size", "millions"), [("wan_1_3b", 1418.996800), ("wan_14b", 14288.491584)])
@@ -115,8 +114,8 @@ def test_pairs_are_not_taken_at_times_that_a_sampler_does_not_visit():
         checks.check(spec.load("tiny/causvid", ["teacher_sampling={name: unipc, steps: 8}"]))
 
 
-def test_a_spec_of_given_weights_is_not_run(tmp_path):
+def test_a_run_must_be_told_where_given_weights_are(tmp_path):
     from causvid import experiment
 
-    with pytest.raises(UserError, match="can be sampled"):
+    with pytest.raises(UserError, match="say where with runtime.weights=FOLDER"):
         experiment.run("wan/causal", ["model.layers=1"], tmp_path)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import types
 from pathlib import Path
 
 WEIGHTS, VIDEOS = Path(sys.argv[1]), sorted(Path(sys.argv[2]).glob("*.mp4"))
@@ -22,6 +23,7 @@ for name in ("nms", "qnms"):
     library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
 import clip  # noqa: E402
+import torchvision.io  # noqa: E402
 import vbench.aesthetic_quality as aesthetic  # noqa: E402
 import vbench.appearance_style as appearance  # noqa: E402
 import vbench.background_consistency as background  # noqa: E402
@@ -44,6 +46,21 @@ def dino_vitb16(pretrained=True, path=None, **kwargs):
     if pretrained:
         model.load_state_dict(torch.load(path, weights_only=True))
     return model
+'''
+
+DREAMSIM = '''
+import torch
+
+class Model(torch.nn.Conv2d):
+    """A stand-in for DreamSim with its embedding's entry."""
+    def embed(self, images):
+        return self(images).flatten(1)
+
+def dreamsim(pretrained=True, device="cuda", cache_dir="./models", **kwargs):
+    model = Model(3, 8, 32, 32).to(device)
+    if pretrained:
+        model.load_state_dict(torch.load(f"{cache_dir}/dino_vitb16_pretrain.pth", weights_only=True))
+    return model.eval().requires_grad_(False), None
 '''
 
 
@@ -100,6 +117,34 @@ found = {
     "temporal_flickering": flickering.compute_temporal_flickering(info, "cpu", []),
     "appearance_style": appearance.compute_appearance_style(info, "cpu", {"name": vit_b}),
 }
+# The fast branch of long videos: modules that only splitting needs are not installed.
+code = WEIGHTS / "dreamsim_model" / "code"
+(code / "dreamsim").mkdir(parents=True)
+(code / "dreamsim" / "__init__.py").write_text(DREAMSIM)
+sys.path.append(str(code))
+torchvision.io.write_video = None
+for module, names in {
+    "scenedetect": ["open_video", "SceneManager", "split_video_ffmpeg"], "scenedetect.detectors": ["ContentDetector"],
+    "scenedetect.video_splitter": ["split_video_ffmpeg"], "moviepy": [], "moviepy.editor": ["VideoFileClip"],
+}.items():  # fmt: skip
+    sys.modules[module] = types.ModuleType(module)
+    vars(sys.modules[module]).update(dict.fromkeys(names))
+import dreamsim  # noqa: E402
+import vbench2_beta_long.background_consistency as long_background  # noqa: E402
+import vbench2_beta_long.subject_consistency as long_subject  # noqa: E402
+
+second = WEIGHTS / "dino_model" / "facebookresearch_dinov2_main"
+second.mkdir()
+(second / "hubconf.py").write_text(HUB.replace("dino_vitb16", "dinov2_vitb14"))
+dinov2 = scope["dino_vitb16"](False).eval()
+save("dino_model/dinov2_vitb14_pretrain.pth", dinov2.state_dict())
+for each in ("dino_vitb16_pretrain.pth", "open_clip_vitb16_pretrain.pth.tar", "clip_vitb16_pretrain.pth.tar"):
+    save(f"dreamsim_model/{each}", torch.nn.Conv2d(3, 8, 32, 32).state_dict())
+paths = [str(path) for path in VIDEOS]
+model, _ = dreamsim.dreamsim(cache_dir=str(WEIGHTS / "dreamsim_model"), device="cpu")
+found["subject_consistency.fast"] = long_subject.subject_consistency_dinov2(dinov2, paths, "cpu", False)
+found["background_consistency.fast"] = long_background.background_consistency_dreamsim(model, None, paths, "cpu", False)
+
 table = {}
 for name, (_, videos) in found.items():
     factor = 100 if name == "imaging_quality" else 1

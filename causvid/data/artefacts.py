@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from causvid.data.folders import Folder, told
+from causvid.data.tally import Tally
 from causvid.errors import UserError
 from causvid.registry import did_you_mean
 
@@ -61,11 +62,11 @@ ARTEFACTS = {
 }  # fmt: skip
 
 
-def fetch(name: str, target: str) -> int:
+def fetch(name: str, target: str) -> Tally:
     """Copy a released artefact into a folder; files that are there in full are not copied again.
 
     Returns:
-        How many files it has.
+        Counts of its files.
 
     Raises:
         UserError: no such artefact, or it can't be fetched; the message says where to put it by hand.
@@ -78,17 +79,21 @@ def fetch(name: str, target: str) -> int:
         sizes = source.sizes()
         if not sizes:
             raise UserError(f"{artefact.address} is not there, or empty")
+        tally = Tally(len(sizes))
         for file, size in sizes.items():
             path = place / file
-            if not path.is_file() or path.stat().st_size != size:
+            if path.is_file() and path.stat().st_size == size:
+                tally.skipped += 1
+                continue
+            with told(str(path)):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 partial = path.with_name(f".{path.name}.partial")
-                with told(str(path)):
-                    source.fs.get_file(source.join(file), str(partial))
-                    partial.replace(path)
+                source.fs.get_file(source.join(file), str(partial))
+                partial.replace(path)
+            tally.done += 1
     except UserError as error:
         raise UserError(
             f"{name} can't be fetched: {error}. By hand: copy what {artefact.address} holds to {place}/. "
             f"It is {artefact.layout}"
         ) from error
-    return len(sizes)
+    return tally

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import av
@@ -22,6 +22,8 @@ from causvid.data.pool import Refused
 
 BT601, LIMITED = 6, 1  # H.273 codes; what players assume of a small untagged video, written into the file all the same
 MAX_PIXELS = 1 << 26  # of one frame
+# What a file may be, whatever its name says: no playlists and scripts, which name other files and addresses.
+FORMATS = "mov,matroska,avi,mpeg,mpegvideo,mpegts,gif,image2,png_pipe,jpeg_pipe"
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class Wanted:
 
     Attributes:
         aspect: a clip whose width to height differs from the wanted one by more than this factor is refused.
+        also: further sizes, (height, width); a clip takes the size whose aspect ratio is nearest to its own.
+        pictures: whether still pictures are taken, as clips of one frame.
     """
 
     height: int = 480
@@ -38,16 +42,37 @@ class Wanted:
     fps: float = 16.0
     aspect: float = 2.0
     crf: int = 17
+    also: tuple[tuple[int, int], ...] = ()
+    pictures: bool = False
 
     def __post_init__(self) -> None:
-        if min(self.height, self.width) < 2 or self.height % 2 or self.width % 2 or max(self.height, self.width) > 8192:
-            raise ValueError(f"height and width: even, from 2 to 8192, got {self.height} x {self.width}")
+        for height, width in self.sizes:
+            if min(height, width) < 2 or height % 2 or width % 2 or max(height, width) > 8192:
+                raise ValueError(f"height and width: even, from 2 to 8192, got {height} x {width}")
         if not 1 <= self.frames <= 100_000:
             raise ValueError(f"frames: from 1 to 100000, got {self.frames}")
         if not (0 < self.fps <= 1000 and self.aspect >= 1 and 0 <= self.crf <= 51):
             raise ValueError(
                 f"fps in (0, 1000], aspect at least 1, crf 0 to 51; got {self.fps}, {self.aspect}, {self.crf}"
             )
+
+    @property
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        return ((self.height, self.width), *self.also)
+
+    def nearest(self, ratio: Fraction) -> tuple[int, int]:
+        """The size for a clip of that width to height.
+
+        Raises:
+            Refused: it is too far from all of them.
+        """
+        off = {size: ratio / Fraction(size[1], size[0]) for size in self.sizes}
+        best = min(off, key=lambda size: max(off[size], 1 / off[size]))
+        if max(off[best], 1 / off[best]) > self.aspect:
+            raise Refused(
+                f"its aspect ratio {float(ratio):.2f} is more than {self.aspect:g} times off {best[1] / best[0]:.2f}"
+            )
+        return best
 
 
 def encode_rgb(frames: np.ndarray, fps: float, crf: int, threads: int = 0) -> bytes:
@@ -80,11 +105,16 @@ def png(image: np.ndarray) -> bytes:
 
 def _opened(path: str) -> InputContainer:
     try:
-        return av.open(path)
+        return av.open(path, options={"format_whitelist": FORMATS, "protocol_whitelist": "file"})
     except FFmpegError as error:
         raise Refused(f"can't be read as a video: {error.strerror or error}") from error
     except (OSError, ValueError) as error:
         raise Refused(f"can't be read: {error}") from error
+
+
+def _is_picture(container: InputContainer) -> bool:
+    """Whether the file is a still picture; a GIF may move, and is a video."""
+    return container.format.name == "image2" or container.format.name.endswith("_pipe")
 
 
 def _video(container: InputContainer) -> VideoStream:
@@ -175,18 +205,15 @@ def clip_frames(path: str, wanted: Wanted, start: float | None = None, end: floa
     with _opened(path) as container:
         stream = _video(container)
         pixel_aspect = stream.sample_aspect_ratio or Fraction(1)
+        if wanted.pictures and _is_picture(container):
+            wanted = replace(wanted, frames=1)
         images: list[np.ndarray] = []
+        size = wanted.sizes[0]
         for frame in resampled(container, stream, wanted, start or 0.0, end):
             if not images:
                 shown = Fraction(frame.width) * pixel_aspect / frame.height
-                shown = 1 / shown if round(frame.rotation / 90) % 2 else shown
-                ratio = shown / Fraction(wanted.width, wanted.height)
-                if max(ratio, 1 / ratio) > wanted.aspect:
-                    raise Refused(
-                        f"its aspect ratio {float(shown):.2f} is more than {wanted.aspect:g} times off "
-                        f"{wanted.width / wanted.height:.2f}"
-                    )
-            images.append(fitted(frame, pixel_aspect, wanted.height, wanted.width))
+                size = wanted.nearest(1 / shown if round(frame.rotation / 90) % 2 else shown)
+            images.append(fitted(frame, pixel_aspect, *size))
     if len(images) < wanted.frames:
         raise Refused(f"has {len(images)} frames at {wanted.fps:g} fps; {wanted.frames} are wanted")
     return np.stack(images)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,10 @@ from causvid import progress
 from causvid.data import manifest
 from causvid.data.clips import all_frames
 from causvid.data.folders import Folder
+from causvid.data.latents import as_stored
 from causvid.data.manifest import Clip
-from causvid.data.pool import Pool
-from causvid.data.rows import Row, canonical, pack_row
+from causvid.data.pool import Pool, stay_with_parent
+from causvid.data.rows import Row, canonical, pack_row, trimmed
 from causvid.data.steps import local_copy
 from causvid.data.tally import Tally
 from causvid.types import Codec, TextEncoder
@@ -39,12 +41,6 @@ def recipe(identity: Mapping[str, Any], text_encoder: TextEncoder) -> dict[str, 
         "step": "encode", **identity, "text_length": empty.shape[0], "text_dim": empty.shape[1],
         "unconditional": trimmed(empty.numpy()).tolist(),
     }  # fmt: skip
-
-
-def trimmed(embeddings: np.ndarray) -> np.ndarray:
-    """``l d`` without the zeros after the prompt; a reader puts them back."""
-    filled = np.flatnonzero(np.any(embeddings != 0, axis=1))
-    return embeddings[: int(filled[-1]) + 1 if len(filled) else 0]
 
 
 def to_file(row: Row) -> bytes:
@@ -85,7 +81,7 @@ def encode(
     workers: int = 1,
     seconds: float = 300.0,
     root: str | None = None,
-) -> Tally:
+) -> Tally | None:
     """Encode every clip of a manifest, or this process's share of it.
 
     Args:
@@ -97,7 +93,13 @@ def encode(
         workers: processes that decode ahead.
         seconds: how long decoding one clip may take.
         root: what the manifest's paths are relative to; by default its own folder.
+
+    Returns:
+        Counts of this process; under torchrun those of all on the first, and None on the others.
     """
+    together = world > 1 and torch.distributed.is_torchelastic_launched()
+    if together:
+        stay_with_parent()  # torchrun's processes outlive it when it is killed
     given = manifest.read(source, root)
     output = Folder(target)
     output.claim(recipe(identity, text_encoder))
@@ -130,8 +132,23 @@ def encode(
             for copy in Path(scratch).glob(f"{clip.id}.*"):
                 copy.unlink()
             show(tally.done + tally.skipped + len(tally.quarantine))
+    if together:
+        return _of_all(tally, output, rank, world)
     tally.write(output, "quarantine.jsonl" if world == 1 else f"quarantine-{rank}-of-{world}.jsonl")
     return tally
+
+
+def _of_all(tally: Tally, output: Folder, rank: int, world: int) -> Tally | None:
+    """The counts of all processes of torchrun, on the first; none ends before all are done, as that stops the rest."""
+    parts: list[Any] = [None] * world
+    torch.distributed.init_process_group("gloo", timeout=timedelta(days=30))
+    torch.distributed.all_gather_object(parts, tally)
+    torch.distributed.destroy_process_group()
+    if rank > 0:
+        return None
+    whole = Tally.of(parts)
+    whole.write(output)
+    return whole
 
 
 def _row_or_reason(clip: Clip, frames: np.ndarray, codec: Codec, text_encoder: TextEncoder) -> Row | str:
@@ -167,8 +184,7 @@ def row_of(clip: Clip, frames: np.ndarray, codec: Codec, text_encoder: TextEncod
     pixels = rearrange(torch.from_numpy(np.ascontiguousarray(frames)), "f h w c -> 1 f c h w").float() / 127.5 - 1
     codec.latent_frames(pixels.shape[1])
     latents = codec.encode(pixels)[0].to("cpu", torch.float16)
-    text = text_encoder.encode([clip.caption]).embeddings[0].to("cpu")
-    text = text if text.dtype == torch.float32 else text.to(torch.float16)
-    if not (torch.isfinite(latents).all() and torch.isfinite(text).all()):
+    text = as_stored(text_encoder.encode([clip.caption]).embeddings[0])
+    if not (torch.isfinite(latents).all() and np.isfinite(text).all()):
         raise ValueError("its latents or its text are not finite in fp16")
-    return Row(clip.id, {DATA: latents.contiguous().numpy(), TEXT: trimmed(text.numpy())}, facts_of(clip))
+    return Row(clip.id, {DATA: latents.contiguous().numpy(), TEXT: text}, facts_of(clip))

@@ -6,13 +6,15 @@ A file is written whole or not at all, here and on object stores. What a filesys
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
+import platform
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -89,8 +91,7 @@ class Folder:
             try:
                 weights.write_bytes(path, content)
             except OSError:
-                for partial in path.parent.glob(f".{path.name}.{os.getpid()}.partial"):
-                    partial.unlink()
+                weights.partial_of(path).unlink(missing_ok=True)
                 raise
 
     def write_json(self, name: str, value: Any) -> None:
@@ -108,11 +109,11 @@ class Folder:
         return {name: names[name] for name in sorted(names) if not any(p.startswith(".") for p in name.split("/"))}
 
     def clear_partials(self) -> None:
-        """Remove what killed processes left half-written; those of living ones stay."""
+        """Remove what killed processes of this machine left half-written; those of living ones stay."""
         if self.is_local:
             for path in Path(self.path).rglob(".*.partial"):
-                number = path.name.removesuffix(".partial").rpartition(".")[2]
-                if number.isdigit() and not _lives(int(number)):
+                rest, _, number = path.name.removesuffix(".partial").rpartition(".")
+                if rest.endswith(f".{platform.node()}") and number.isdigit() and not _lives(int(number)):
                     path.unlink(missing_ok=True)
 
     def claim(self, recipe: Mapping[str, Any]) -> None:
@@ -122,6 +123,7 @@ class Folder:
             UserError: it holds the result of another recipe.
         """
         self.clear_partials()
+        recipe = json.loads(json.dumps(recipe))  # as it is read again: lists for tuples
         if self.exists("recipe.json"):
             try:
                 other = json.loads(self.read("recipe.json"))
@@ -185,22 +187,34 @@ def cached(uri: str) -> Path:
     # A copy is known by what it is a copy of: a store that was written again is fetched again.
     state = json.dumps([uri, sizes, folder.read("digest.json").decode() if "digest.json" in sizes else ""])
     place = root / hashlib.sha256(state.encode()).hexdigest()[:24]
-    if not (place / ".complete").exists():
-        _make_room(root, limit - sum(sizes.values()))
-        partial = root / f".{place.name}.{os.getpid()}"
-        with told(uri):
+    with told(uri), _alone(place):
+        if not (place / ".complete").exists():
+            partial = root / f".{place.name}"
+            shutil.rmtree(partial, ignore_errors=True)
+            _make_room(root, limit - sum(sizes.values()))
             for name in sizes:
                 (partial / name).parent.mkdir(parents=True, exist_ok=True)
                 folder.fs.get_file(folder.join(name), str(partial / name))
             (partial / ".complete").write_text(uri)
-            if not place.exists():
-                partial.rename(place)
-            shutil.rmtree(partial, ignore_errors=True)
-    os.utime(place / ".complete", (time.time(), time.time()))
+            partial.rename(place)
+        os.utime(place / ".complete", (time.time(), time.time()))
     return place
 
 
+@contextmanager
+def _alone(place: Path) -> Iterator[None]:
+    """One process fetches, the others wait and find the copy; a lock ends with its process."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with (place.parent / f"{place.name}.lock").open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
 def _make_room(root: Path, limit: float) -> None:
+    for partial in root.glob(".*"):  # of fetches that were killed: nobody holds their lock
+        with (root / f"{partial.name[1:]}.lock").open("w") as stream, suppress(BlockingIOError):
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(partial, ignore_errors=True)
     copies = sorted(root.glob("*/.complete"), key=lambda path: path.stat().st_mtime)
     sizes = {path.parent: sum(f.stat().st_size for f in path.parent.rglob("*") if f.is_file()) for path in copies}
     total = sum(sizes.values())

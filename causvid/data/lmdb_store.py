@@ -56,9 +56,7 @@ class _Shard:
         except (lmdb.Error, OSError) as error:
             raise storage_error(folder, error) from error
         if not write:
-            information, page = self.environment.info(), self.environment.stat()["psize"]
-            if size < (information["last_pgno"] + 1) * page:
-                raise UserError(f"{folder}/data.mdb is cut short ({size} bytes); fetch or make it again")
+            check_size(self.environment, folder)
 
     @classmethod
     def open(cls, folder: Path, write: bool = False) -> _Shard:
@@ -82,6 +80,21 @@ class _Shard:
                 raise UserError(f"{self.folder} has grown while its rows are in use; let go of them first") from error
         except lmdb.Error as error:
             raise storage_error(self.folder, error) from error
+
+
+class OtherLayout(UserError):
+    """An LMDB that is no store of this project."""
+
+
+def check_size(environment: lmdb.Environment, folder: Path) -> None:
+    """Refuse a file that is cut short: reading behind its end would kill the process.
+
+    Raises:
+        UserError: it ends before its last page.
+    """
+    size = (folder / "data.mdb").stat().st_size
+    if size < (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]:
+        raise UserError(f"{folder}/data.mdb is cut short ({size} bytes); fetch or make it again")
 
 
 def storage_error(folder: Path, error: Exception) -> UserError:
@@ -112,7 +125,7 @@ def shard_folders(folder: Path) -> list[Path]:
 
 
 class Writer:
-    """Adds rows to one environment; the map grows as it must.
+    """Adds rows to one environment; the map grows as it must. Close it before the store is read in this process.
 
     Args:
         folder: made if it isn't there.
@@ -131,6 +144,17 @@ class Writer:
             raise storage_error(folder, error) from error
         self._shard = _Shard.open(folder, write=True)
         self._write(self._add_header)
+
+    def close(self) -> None:
+        """Let go of the environment; what was added stays."""
+        self._shard.opened.pop((str(self.folder.resolve()), os.getpid()), None)
+        self._shard.environment.close()
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self.close()
 
     def _add_header(self, transaction: lmdb.Transaction) -> None:
         there = transaction.get(b"header")
@@ -192,12 +216,15 @@ class Writer:
 
 
 def _index(transaction: lmdb.Transaction) -> Iterator[tuple[str, bytes]]:
-    cursor = transaction.cursor()
+    cursor, last = transaction.cursor(), b""
     if cursor.set_range(b"i:"):
         for key, value in cursor.iternext():
             if bytes(key[:2]) != b"i:":
                 return
-            yield bytes(key[2:]).decode("utf-8", "replace"), bytes(value)
+            if bytes(key) <= last:  # pages that lead back to themselves would be read for ever
+                raise UserError("its index is damaged: keys are out of order; fetch or make it again")
+            last = bytes(key)
+            yield last[2:].decode("utf-8", "replace"), bytes(value)
 
 
 class _View:
@@ -303,7 +330,7 @@ def _header(snapshot: lmdb.Transaction, folder: Path) -> dict[str, Any]:
     except (lmdb.Error, ValueError) as error:
         raise UserError(f"{folder}: its header is damaged; fetch or make it again") from error
     if not isinstance(header, dict) or header.get("format") != FORMAT:
-        raise UserError(
+        raise OtherLayout(
             f"{folder} is an LMDB, but no store of this project; 'causvid data pack' converts released ones"
         )
     if header.get("version") != VERSION:

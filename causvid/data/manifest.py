@@ -136,14 +136,17 @@ def _line(line: str) -> Any:
 
 def _checked(folder: Folder, rows: Iterable[Any]) -> Given:
     given = Given(folder)
-    seen: set[str] = set()
+    seen: dict[str, Clip] = {}
     by_name: dict[str, list[str]] | None = None
     for number, row in enumerate(rows, 1):
         name = f"row {number}"
         try:
             clip = clip_of(row, folder.is_local)
             name = clip.path
-            if clip.id in seen:
+            if seen.setdefault(clip.id, clip) is not clip:
+                differs = [key for key, value in vars(clip).items() if value != getattr(seen[clip.id], key)]
+                if differs:
+                    raise ValueError(f"another row has its id, {clip.id}, and a different {', '.join(differs)}")
                 given.duplicates += 1
                 continue
             if "/" not in clip.path and not folder.exists(clip.path):
@@ -151,7 +154,6 @@ def _checked(folder: Folder, rows: Iterable[Any]) -> Given:
                 found = by_name.get(clip.path, [])
                 if len(found) == 1:
                     clip = Clip(**{**vars(clip), "path": found[0]})
-            seen.add(clip.id)
             given.clips.append(clip)
         except ValueError as error:
             given.refused.append((name, str(error)))
@@ -217,6 +219,8 @@ def _check_path(path: str, local: bool) -> None:
     parts = re.split(r"[/\\]", path)
     if ".." in parts or "~" in parts[0]:
         raise ValueError("path: must not lead out of the manifest's folder ('..', '~')")
+    if path.endswith(("/", "\\")):
+        raise ValueError("path: names a folder, not a file")
     if "::" in path:
         raise ValueError("path: chains of addresses ('::') are not taken")
     outside = path.startswith(("/", "file:", "local:"))

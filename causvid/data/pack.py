@@ -6,19 +6,18 @@ end it writes ``digest.json``: the digest over all rows, by which experiments kn
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import xxhash
-
 from causvid import progress
+from causvid.data.digest import file_sum, finish
 from causvid.data.encode import DATA, TEXT, from_file
-from causvid.data.folders import CHUNK, Folder, cached, told
+from causvid.data.folders import Folder, cached, told
 from causvid.data.lmdb_store import Reader, Writer
 from causvid.data.pool import Pool
 from causvid.data.released_lmdb import Released
@@ -125,9 +124,9 @@ def _pack(header: dict[str, Any], count: int, rows: Rows, store: Path, shards: i
     if there != shards:
         raise UserError(f"{store} has {there} shards, not {shards}; say --shards {there}, or choose another folder")
     names = [f"shard-{n:05d}-of-{shards:05d}" for n in range(shards)] if shards > 1 else ["."]
-    writers = [Writer(store / name, header) for name in names]
-    waiting: list[list[Row]] = [[] for _ in writers]
-    with progress.bar("pack", count) as show:
+    waiting: list[list[Row]] = [[] for _ in names]
+    with progress.bar("pack", count) as show, ExitStack() as stack:
+        writers = [stack.enter_context(Writer(store / name, header)) for name in names]
         for name, row in rows:
             if isinstance(row, str):
                 tally.put_aside(name, row)
@@ -141,13 +140,8 @@ def _pack(header: dict[str, Any], count: int, rows: Rows, store: Path, shards: i
                 show(tally.done + tally.skipped + len(tally.quarantine))
         for writer, batch in zip(writers, waiting, strict=True):
             _add(writer, batch, tally)
-    del writers, writer
-    gc.collect()
-    folder = Folder(str(store))
-    reader = Reader(store)
-    sums = {str(path.relative_to(store)): file_sum(path) for path in sorted(store.rglob("data.mdb"))}
-    folder.write_json("digest.json", {"digest": reader.digest(), "rows": len(reader), "files": sums})
-    tally.write(folder)
+    finish(store)
+    tally.write(Folder(str(store)))
     return tally
 
 
@@ -167,15 +161,6 @@ def _add(writer: Writer, rows: list[Row], tally: Tally) -> None:
             return
         for row in rows:
             _add(writer, [row], tally)
-
-
-def file_sum(path: Path) -> str:
-    """Checksum of a whole file."""
-    digest = xxhash.xxh3_128()
-    with path.open("rb") as stream:
-        while part := stream.read(CHUNK):
-            digest.update(part)
-    return digest.hexdigest()
 
 
 def sound(path: Path) -> dict[str, Any]:

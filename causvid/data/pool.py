@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -20,14 +21,16 @@ class Refused(Exception):
     """Why one input is put aside; the others go on."""
 
 
-def _stay_with_parent() -> None:
-    """End this worker when its parent is killed; it would wait for work for ever."""
-    parent = multiprocessing.parent_process()
+def stay_with_parent() -> None:
+    """End this process when its parent is killed; it would wait for work, or for the others, for ever."""
+    parent, number = multiprocessing.parent_process(), os.getppid()
 
     def watch() -> None:
         if parent is not None:
             parent.join()
-            os._exit(1)
+        while os.getppid() == number:
+            time.sleep(0.2)
+        os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
 
@@ -62,7 +65,7 @@ class Pool:
 
     def _new(self, workers: int) -> ProcessPoolExecutor:
         context = multiprocessing.get_context("spawn")
-        return ProcessPoolExecutor(workers, mp_context=context, initializer=_stay_with_parent)
+        return ProcessPoolExecutor(workers, mp_context=context, initializer=stay_with_parent)
 
     def map(
         self, function: Callable[..., Any], items: Iterable[Item], arguments: Callable[[Item], tuple[Any, ...]]

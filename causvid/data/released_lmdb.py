@@ -14,7 +14,7 @@ from typing import Any
 import lmdb
 import numpy as np
 
-from causvid.data.lmdb_store import storage_error
+from causvid.data.lmdb_store import check_size, storage_error
 from causvid.data.rows import Row
 from causvid.errors import UserError
 
@@ -89,8 +89,28 @@ class Released:
 
 def _numbers(transaction: lmdb.Transaction) -> set[int]:
     numbers = set()
-    for key, _ in transaction.cursor():
+    for key in transaction.cursor().iternext(values=False):
         name, _, rest = bytes(key).partition(b"_")
         if name in (b"latents", b"prompts") and rest.endswith(b"_data") and rest[:-5].isdigit():
             numbers.add(int(rest[:-5]))
     return numbers
+
+
+def scan(folder: Path) -> int:
+    """How many entries there are; every page that leads to one is read, so that damage shows here and not later.
+
+    Raises:
+        UserError: the file is cut short or damaged.
+    """
+    count, last = 0, b""
+    try:
+        with lmdb.open(str(folder), readonly=True, lock=False) as environment:
+            check_size(environment, folder)
+            with environment.begin(buffers=True) as transaction:
+                for key, _ in transaction.cursor():
+                    if bytes(key) <= last:
+                        raise UserError(f"{folder} is damaged: its keys are out of order; fetch it again")
+                    last, count = bytes(key), count + 1
+    except (lmdb.Error, OSError) as error:
+        raise storage_error(folder, error) from error
+    return count

@@ -101,3 +101,16 @@ def check_fields(row: Row, fields: Mapping[str, Mapping[str, Any]]) -> None:
         if array.dtype.name != wanted["dtype"] or not fits:
             expected = " x ".join("any" if size is None else str(size) for size in shape)
             raise ValueError(f"{name} is {array.dtype} {array.shape}; the store's is {wanted['dtype']} {expected}")
+
+
+def trimmed(text: np.ndarray) -> np.ndarray:
+    """Embeddings ``l d`` without the zeros after the prompt."""
+    filled = np.flatnonzero(np.any(text != 0, axis=1))
+    return text[: int(filled[-1]) + 1 if len(filled) else 0]
+
+
+def padded(text: np.ndarray, length: int) -> np.ndarray:
+    """Embeddings ``l d`` in fp32 with the zeros after the prompt put back."""
+    out = np.zeros((length, text.shape[1]), np.float32)
+    out[: len(text)] = text
+    return out

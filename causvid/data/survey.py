@@ -6,8 +6,8 @@ import gc
 from pathlib import Path
 from typing import Any
 
-from causvid.data.lmdb_store import Reader
-from causvid.errors import UserError
+from causvid.data.lmdb_store import OtherLayout, Reader
+from causvid.data.released_lmdb import scan
 
 
 def survey(folder: str) -> dict[str, Any]:
@@ -19,11 +19,11 @@ def survey(folder: str) -> dict[str, Any]:
     path = Path(folder)
     try:
         reader = Reader(path)
-    except UserError as error:
-        if "no store of this project" not in str(error):
-            raise
-        gc.collect()
-        return {"kind": "released"}
+    except OtherLayout:
+        reader = None
+    if reader is None:
+        gc.collect()  # LMDB takes an environment once in a process: let go of it before it is opened again
+        return {"kind": "released", "entries": scan(path)}
     shapes: dict[str, int] = {}
     for entry in reader.entries.values():
         text = ", ".join(f"{n} {d} {' x '.join(map(str, s))}" for n, (d, s, _) in sorted(entry.fields.items()))

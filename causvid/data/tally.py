@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,12 @@ class Tally:
     done: int = 0
     skipped: int = 0
     quarantine: list[dict[str, str]] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, parts: Sequence[Tally]) -> Tally:
+        """What became of all shares together."""
+        given, done, skipped = (sum(getattr(part, name) for part in parts) for name in ("given", "done", "skipped"))
+        return cls(given, done, skipped, [row for part in parts for row in part.quarantine])
 
     def put_aside(self, name: str, reason: str) -> None:
         self.quarantine.append({"clip": name, "reason": " ".join(reason.split())})

@@ -226,5 +226,15 @@ def detectable(pilot: Arm, statistic: Statistic, seeds: int) -> float:
             f"a pilot of {trained} and a comparison of {seeds} training seeds: both need two, or the spread between "
             "trainings is unknown and nothing can be told apart"
         )
-    deviation = torch.tensor(per_seed(pilot, statistic), dtype=torch.float64).std(unbiased=True).item()
+    return detectable_at(deviation(pilot, statistic), seeds)
+
+
+def deviation(arm: Arm, statistic: Statistic) -> float:
+    """Standard deviation of a statistic between training seeds; NaN of one seed."""
+    values = per_seed(arm, statistic)
+    return torch.tensor(values, dtype=torch.float64).std(unbiased=True).item() if len(values) > 1 else math.nan
+
+
+def detectable_at(deviation: float, seeds: int) -> float:
+    """As :func:`detectable`, from the standard deviation between trainings."""
     return (t95(2 * (seeds - 1)) + POWER_Z) * deviation * math.sqrt(2 / seeds)

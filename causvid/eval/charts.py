@@ -165,16 +165,18 @@ def curves(
     series: Mapping[str, Sequence[Point]],
     total: int | None = None,
     note: str = "",
+    exact: bool = False,
 ) -> Chart | None:
     """A chart of curves, each a list of (step, value) with finite values only; None where there are none.
 
     The y axis is logarithmic where all values are positive and span a factor of LOG_FROM or more. A few stray values
     must not flatten the rest: the axis covers the middle 99% and all medians, what is beyond is cut at the frame.
+    ``exact``: the points are drawn as they are, however many.
     """
     series = {label: points for label, points in series.items() if points}
     if not series:
         return None
-    window = max(len(points) for points in series.values()) // 25 or 1
+    window = (max(len(points) for points in series.values()) // 25 or 1) if not exact else 1
     smooth = {label: running_median(points, window) for label, points in series.items()}
     thin = len(series) == 1 and window > 1
     # Where only medians are drawn, only medians need room.
@@ -191,8 +193,8 @@ def curves(
         low, high = low / 1.2, high * 1.2
     start = min(points[0][0] for points in series.values())
     end = max(total - 1 if total else 0, max(points[-1][0] for points in series.values()), start + 1)
-    x = _scale(start, end, LEFT, WIDTH - RIGHT)
-    y = _scale(low, high, HEIGHT - BOTTOM, TOP, log)
+    x = scale(start, end, LEFT, WIDTH - RIGHT)
+    y = scale(low, high, HEIGHT - BOTTOM, TOP, log)
     lines = []
     for label, points in series.items():
         drawn = [(x(step), y(value)) for step, value in smooth[label]]
@@ -209,7 +211,7 @@ def curves(
     )  # fmt: skip
 
 
-def _scale(low: float, high: float, start: float, stop: float, log: bool = False) -> Callable[[float], float]:
+def scale(low: float, high: float, start: float, stop: float, log: bool = False) -> Callable[[float], float]:
     """Values to drawing units, held within the frame."""
 
     def place(value: float) -> float:
@@ -234,7 +236,7 @@ def intervals(
     if bounds is None:
         pad = 0.06 * (high - low) or 1.0
         low, high = low - pad, high + pad
-    x = _scale(low, high, LABELS, WIDTH - 48)
+    x = scale(low, high, LABELS, WIDTH - 48)
     drawn = [
         Interval(label, kind, TOP + (i + 0.5) * ROW, x(mean), x(start), x(stop), f"{mean:.{digits}f}")
         for i, (label, kind, mean, start, stop) in enumerate(rows)

@@ -25,7 +25,6 @@ from causvid.eval.dimensions import Dimension, Weights, dimensions
 Compat = Literal["upstream", "clean"]
 SLOW_WEIGHT = FAST_WEIGHT = 0.5
 LONG_SECONDS = 5.0  # videos of this length and more are long
-SCENE_THRESHOLD = 35.0  # PySceneDetect's ContentDetector, used only with semantic splitting
 # Data of the judges, like weights: not part of VBench's wheel. Digests of the files in VBench at 45e79ec.
 TABLES = {
     "subject_consistency": Weights(
@@ -41,9 +40,13 @@ TABLES = {
 
 @dataclass(frozen=True)
 class Policy:
-    """How long videos are cut. ``reencode``: clips are encoded lossily before they are judged, as upstream does."""
+    """How long videos are cut. ``reencode``: clips are encoded lossily before they are judged, as upstream does.
+
+    ``semantic``: at scene cuts first, so that no clip shows two scenes; see :mod:`causvid.eval.scenes`.
+    """
 
     compat: Compat = "clean"
+    semantic: bool = False
 
     @property
     def reencode(self) -> bool:
@@ -51,7 +54,8 @@ class Policy:
 
     @property
     def label(self) -> str:
-        return f"long_compat={self.compat}, {'clips re-encoded' if self.reencode else 'clips of decoded frames'}"
+        judged = "clips re-encoded" if self.reencode else "clips of decoded frames"
+        return f"long_compat={self.compat}, {judged}{', cut at scenes' if self.semantic else ''}"
 
     def seconds(self, dimension: str, prompt_dimensions: Sequence[str]) -> int:
         """Length of the clips in which a prompt's video is judged.

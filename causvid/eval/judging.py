@@ -1,89 +1,40 @@
 """Judging a folder of videos: check every file, cut it, ask every dimension, pool; resumable at every row.
 
 A file that is corrupt, cut short, a copy of another, or of a single frame is listed with what is wrong, and not judged:
-it never becomes a zero.
+it never becomes a zero. Nor does a dimension that can't be judged.
 """
 
 from __future__ import annotations
 
-import tempfile
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from einops import rearrange
 
 from causvid import weights
-from causvid.data.video import write_mp4
 from causvid.errors import UserError
-from causvid.eval import results
+from causvid.eval import drift, results
 from causvid.eval.aggregate import aggregate
-from causvid.eval.clips import Policy, bounds
-from causvid.eval.dimensions import dimensions, scales
-from causvid.eval.exact import FrameDimension
+from causvid.eval.clips import LONG_SECONDS, Policy, bounds, fuse
+from causvid.eval.footage import Footage, decoder
+from causvid.eval.judges import Branch, Clip, Judge, official, scratch
 from causvid.eval.pooling import Judged, per_video, pool
-from causvid.eval.proxies import opencv
+from causvid.eval.reference import Unusable
 from causvid.eval.results import Protocol, Question, Row, Store
+from causvid.eval.scenes import scenes
 from causvid.eval.suites import Prompt, Video, scan
 
-LONG_SECONDS = 5.0
-UPSTREAM_CRF = 23  # x264's default, with which upstream's long mode writes its clips
-
 
 @dataclass(frozen=True)
-class Decoded:
-    """Frames ``f h w 3`` (BGR, uint8) and their rate."""
+class Sampling:
+    """How videos were made, as far as it is recorded: part of the protocol."""
 
-    frames: np.ndarray
-    fps: float
-
-
-def decoder() -> str:
-    """What decodes: part of a result's identity, since decoders differ in the last bit."""
-    return f"opencv {opencv().__version__}"
-
-
-def decode(path: Path) -> Decoded:
-    """All frames of a video, as VBench's flickering reads them.
-
-    Raises:
-        UserError: unreadable, or cut short: fewer frames than the file says it has.
-    """
-    cv2 = opencv()
-    capture = cv2.VideoCapture(str(path))
-    try:
-        if not capture.isOpened():
-            raise UserError("can't be read as a video")
-        fps, said = float(capture.get(cv2.CAP_PROP_FPS)), int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
-        frames = []
-        while True:
-            more, frame = capture.read()
-            if not more:
-                break
-            frames.append(frame)
-    finally:
-        capture.release()
-    if not frames:
-        raise UserError("holds no frames")
-    if len(frames) < said:
-        raise UserError(f"is cut short: {len(frames)} of {said} frames can be read")
-    return Decoded(np.stack(frames), fps)
-
-
-@dataclass(frozen=True)
-class File:
-    """A checked video, decoded only when a score of it is not known yet."""
-
-    video: Video
-    sha256: str
-
-    @cached_property
-    def decoded(self) -> Decoded:
-        return decode(self.video.path)
+    seeds: str | None = None
+    codec: str | None = None
+    length: str | None = None
 
 
 @dataclass(frozen=True)
@@ -93,28 +44,33 @@ class Evaluation:
     protocol: Protocol
     scores: Mapping[str, float | None]
     proxies: Mapping[str, float | None]
-    rows: Mapping[str, Sequence[Judged]]
+    rows: Mapping[str, Sequence[Judged]]  # of the slow branch, by clip
+    videos: Mapping[str, Mapping[str, float | None]]  # dimension -> video -> score, branches fused
     prompts: Mapping[str, str]  # video -> prompt
     problems: Sequence[tuple[str, str]]
     absent: Sequence[str]
+    unjudged: Mapping[str, str] = field(default_factory=dict)  # dimension -> why
 
     def as_json(self) -> dict[str, Any]:
         known = {name: score for name, score in self.scores.items() if score is not None}
         totals = aggregate(known)
         return {
-            "protocol_id": self.protocol.id, "protocol": asdict(self.protocol), "scores": dict(self.scores),
+            "protocol_id": self.protocol.id, "protocol": asdict(self.protocol),
+            "scores": {**dict.fromkeys(official(self.unjudged)), **self.scores},
             "proxies": dict(self.proxies), "totals": totals.as_json(), "note": totals.note,
             "videos": {
                 name: [{"video": video, "prompt": self.prompts[video], "score": score}
-                       for video, score in per_video(rows).items()]
-                for name, rows in self.rows.items()
+                       for video, score in scores.items()]
+                for name, scores in self.videos.items()
             },
+            "over_time": drift.curves(self.rows), "drift": drift.summary(self.rows),
             "problems": [list(problem) for problem in self.problems], "absent": list(self.absent),
+            "unjudged": dict(self.unjudged),
         }  # fmt: skip
 
 
-def checked(videos: Sequence[Video]) -> tuple[list[File], list[tuple[str, str]]]:
-    """The videos that can be judged, and what is wrong with the others."""
+def checked(videos: Sequence[Video]) -> tuple[list[tuple[Video, str]], list[tuple[str, str]]]:
+    """The videos that can be judged with their digests, and what is wrong with the others."""
     files, problems, seen = [], [], {}
     for video in videos:
         digest = weights.digest(video.path)
@@ -122,62 +78,95 @@ def checked(videos: Sequence[Video]) -> tuple[list[File], list[tuple[str, str]]]
             problems.append((video.path.name, f"is a copy of '{seen[digest]}'"))
             continue
         seen[digest] = video.path.name
-        files.append(File(video, digest))
+        files.append((video, digest))
     return files, problems
 
 
-def computed(names: Sequence[str] | None = None) -> dict[str, FrameDimension]:
-    """The dimensions that are computed here from frames alone, all of them or those named.
-
-    Raises:
-        UserError: a name that is unknown, or needs the reference judge.
-    """
-    known = dimensions()
-    ours = {name: target() for name, target in known.items() if issubclass(target, FrameDimension)}
-    for name in names or ():
-        if name not in known:
-            raise UserError(f"unknown dimension '{name}'; accepted: {', '.join(known)}")
-        if name not in ours:
-            raise UserError(f"'{name}' needs the reference judge and its weights; see 'causvid doctor vbench'")
-    return {name: ours[name] for name in names} if names else ours
-
-
-def clips_of(file: File, name: str, prompt: Prompt, policy: Policy) -> list[tuple[int, int]]:
-    """The clips in which a dimension judges a video; the whole of a short one."""
-    decoded = file.decoded
-    if decoded.fps > 0 and len(decoded.frames) / decoded.fps < LONG_SECONDS:
-        return [(0, len(decoded.frames))]
-    seconds = policy.seconds(name, prompt.dimensions)
-    return bounds(len(decoded.frames), policy.clip_frames(decoded.fps, seconds))
-
-
-def reencoded(frames: np.ndarray, fps: float) -> np.ndarray:
-    """A clip after the lossy encoding that upstream's long mode gives it (x264, crf 23)."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "clip.mp4"
-        write_mp4(
-            path, rearrange(torch.from_numpy(frames[..., ::-1].copy()), "f h w c -> f c h w"), fps, 1, UPSTREAM_CRF
+def merged(prompts: Sequence[Prompt]) -> dict[str, Prompt]:
+    """Prompts by text; one that several suites share has the dimensions of all, and what their rules look for."""
+    out: dict[str, Prompt] = {}
+    for prompt in prompts:
+        other = out.get(prompt.text, Prompt(prompt.text, ()))
+        names = dict.fromkeys([*other.dimensions, *prompt.dimensions])
+        out[prompt.text] = Prompt(
+            prompt.text, tuple(names), {**other.auxiliary, **prompt.auxiliary}, prompt.extended or other.extended
         )
-        return decode(path).frames
+    return out
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question, where its frames are, and what it is of."""
+
+    question: Question
+    dimension: str
+    branch: Branch
+    cuts: tuple[tuple[int, int], ...]  # frames that are judged
+    name: str  # of the clip's file
 
 
 def questions(
-    file: File, prompt: Prompt, asked: Mapping[str, FrameDimension], policy: Policy
-) -> Iterator[tuple[Question, FrameDimension, bool]]:
-    """Each (question, who answers it, whether it is of a clip that upstream would encode again)."""
-    for name, dimension in asked.items():
-        if dimension.scale is not None and name not in prompt.dimensions:
+    video: Video, digest: str, footage: Footage, prompt: Prompt, asked: Mapping[str, Judge], policy: Policy
+) -> Iterator[Asked]:
+    """Everything to ask of a video, by where its frames begin, so that the file is read once."""
+    long, stem, out = footage.seconds >= LONG_SECONDS, video.path.stem, []
+    parts = scenes(video.path, footage.count) if policy.semantic and long else [(0, footage.count)]
+    for name, judge in asked.items():
+        dimension, scale = judge.dimension, judge.dimension.scale
+        if scale is not None and name not in prompt.dimensions:
             continue
-        cuts = clips_of(file, name, prompt, policy)
-        for number, cut in enumerate(cuts):
-            again = policy.reencode and len(file.decoded.frames) / file.decoded.fps >= LONG_SECONDS
-            judge = judge_of(dimension)
-            asked_of = (file.sha256, number, cut, name, dimension.version, judge, {}, decoder(), policy.label)
-            yield Question(*asked_of), dimension, again
+        compared = json.dumps([prompt.text, prompt.auxiliary.get(name)]) if scale and scale.half == "semantic" else None
+        known = (name, dimension.version, judge.label)
+        rest = (decoder(), policy.label, compared)
+        by_scene = [clips_of(footage, name, prompt, policy, part) for part in parts]
+        for number, cut in enumerate(cut for cuts in by_scene for cut in cuts):
+            named = f"{stem}_{number:03d}.mp4" if long else video.path.name
+            out.append(Asked(Question(digest, number, cut, *known, judge.weights, *rest), name, "slow", (cut,), named))
+        for number, cuts in enumerate(by_scene):
+            if judge.mapping is not None and len(cuts) > 1:
+                span = (cuts[0][0], cuts[-1][1])
+                question = Question(digest, number, span, *known, judge.fast_weights, *rest, "fast")
+                firsts = tuple((start, start + 1) for start, _ in cuts)
+                out.append(Asked(question, name, "fast", firsts, f"{stem}.mp4"))
+    yield from sorted(out, key=lambda each: (each.branch == "fast", each.cuts[0], each.cuts[-1]))
 
 
-def judge_of(dimension: FrameDimension) -> str:
-    return f"{dimension.fidelity}: causvid, version {dimension.version}"
+def clips_of(
+    footage: Footage, name: str, prompt: Prompt, policy: Policy, part: tuple[int, int] | None = None
+) -> list[tuple[int, int]]:
+    """The clips in which a dimension judges a video, or a scene of it; the whole of a short one."""
+    start, stop = part or (0, footage.count)
+    if footage.fps > 0 and footage.seconds < LONG_SECONDS:
+        return [(start, stop)]
+    seconds = policy.seconds(name, prompt.dimensions)
+    cuts = bounds(stop - start, policy.clip_frames(footage.fps, seconds))
+    return [(start + first, start + last) for first, last in cuts]
+
+
+class _Video:
+    """One video under judgement: its footage, and the clip that was read last."""
+
+    def __init__(self, video: Video, footage: Footage, prompt: Prompt, policy: Policy, folder: Path) -> None:
+        self.video, self.footage, self.prompt, self.policy, self.folder = video, footage, prompt, policy, folder
+        self._last: tuple[Any, Clip] | None = None
+
+    def clip(self, asked: Asked) -> Clip:
+        """The clip of a question; one that several dimensions judge is read, and written, once."""
+        key = (asked.cuts, asked.branch)
+        if self._last is None or self._last[0] != key:
+            if self._last is not None:
+                self._last[1].forget()
+            self._last = (key, self._read(asked))
+        return self._last[1]
+
+    def _read(self, asked: Asked) -> Clip:
+        footage = self.footage
+        whole = self.video.path if asked.cuts == ((0, footage.count),) else None
+        long = footage.seconds >= LONG_SECONDS
+        return Clip(
+            np.concatenate([footage.frames(*cut) for cut in asked.cuts]), footage.fps, asked.name, self.prompt.text,
+            self.prompt.auxiliary, self.folder, whole, self.policy.reencode and long,
+        )  # fmt: skip
 
 
 def judge_folder(
@@ -186,56 +175,114 @@ def judge_folder(
     store: Store,
     policy: Policy,
     per_prompt: int,
-    names: Sequence[str] | None = None,
+    asked: Mapping[str, Judge],
+    unjudged: Mapping[str, str] | None = None,
+    sampling: Sampling = Sampling(),
     show: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
-    """Judge a folder's videos in the dimensions that need no weights; rows that the store has are not computed again.
+    """Judge a folder's videos; rows that the store has are not computed again.
+
+    Args:
+        asked: who answers, by dimension; see :func:`causvid.eval.judges.judges`.
+        unjudged: dimensions that nobody can answer, and why.
 
     Raises:
-        UserError: no such folder, an unknown dimension, or no video that can be judged.
+        UserError: no such folder, or no video that can be judged.
     """
-    asked, found = computed(names), scan(folder, prompts, per_prompt)
-    by_text: dict[str, Prompt] = {}
-    for prompt in prompts:
-        other = by_text.get(prompt.text)
-        merged = dict.fromkeys([*(other.dimensions if other else ()), *prompt.dimensions])
-        by_text[prompt.text] = Prompt(prompt.text, tuple(merged), prompt.auxiliary, prompt.extended)
+    found, able, lost = scan(folder, prompts, per_prompt), dict(asked), dict(unjudged or {})
+    by_text = merged(prompts)
     files, copies = checked(found.videos)
     problems = [*found.problems, *copies]
-    rows: dict[str, list[Judged]] = {}
+    slow: dict[str, list[Judged]] = {}
+    fast: dict[str, list[Judged]] = {}
     judged: dict[str, str] = {}
-    for number, file in enumerate(files):
-        name = file.video.path.name
+    for number, (video, digest) in enumerate(files):
         show(number, len(files))
+        name, prompt = video.path.name, by_text[video.prompt]
         try:
-            if len(file.decoded.frames) < 2:
+            footage = Footage(video.path)
+            if footage.count < 2:
                 raise UserError("has a single frame, which says nothing over time")
-            for question, dimension, again in questions(file, by_text[file.video.prompt], asked, policy):
-                if question not in store:
-                    frames = file.decoded.frames[slice(*question.frames)]
-                    frames = reencoded(frames, file.decoded.fps) if again else frames
-                    store.append(Row(question, dimension.score(frames[..., ::-1])))
-                count = question.frames[1] - question.frames[0]
-                rows.setdefault(question.dimension, []).append(Judged(name, question.clip, store[question], count))
-                judged[name] = file.video.prompt
+            each = list(questions(video, digest, footage, prompt, able, policy))
         except UserError as error:
             problems.append((name, str(error)))
-        file.__dict__.pop("decoded", None)  # frames of one video at a time
+            continue
+        judged[name] = video.prompt
+        with scratch() as clips:
+            reader, failed = _Video(video, footage, prompt, policy, clips), {}
+            answers: list[tuple[Asked, float | None]] = []
+            for item in each:
+                if item.dimension in failed or item.dimension in lost:
+                    continue
+                if able[item.dimension].lacks and footage.seconds >= LONG_SECONDS:
+                    lost[item.dimension] = f"of long videos: {able[item.dimension].lacks}"
+                    continue
+                try:
+                    if item.question not in store:
+                        score = able[item.dimension].score(reader.clip(item), item.branch)
+                        if score is None and able[item.dimension].dimension.pooling != "found_only":
+                            raise UserError("the judge has nothing to say")
+                        store.append(Row(item.question, score))
+                    answers.append((item, store[item.question]))
+                except Unusable as error:
+                    lost[item.dimension] = str(error)
+                except (UserError, ValueError) as error:  # a score that is no number, frames that are none
+                    failed[item.dimension] = str(error)
+        footage.close()
+        problems += [(name, f"{dimension}: {reason}") for dimension, reason in failed.items()]
+        for item, score in answers:
+            if item.dimension in failed:  # a part of a video's clips is no score of it
+                continue
+            start, stop = item.question.frames
+            seconds = start / footage.fps if footage.fps > 0 else 0.0
+            row = Judged(name, item.question.clip, score, stop - start, seconds)
+            (fast if item.branch == "fast" else slow).setdefault(item.dimension, []).append(row)
     show(len(files), len(files))
-    if not judged:
-        raise UserError(f"{folder} holds no video that can be judged: " + "; ".join(": ".join(p) for p in problems[:5]))
+    for name in lost:
+        slow.pop(name, None)
+    if not slow:
+        told = [": ".join(p) for p in [*problems, *lost.items()][:5]]
+        raise UserError(f"{folder} holds no video that can be judged: " + "; ".join(told))
+    ordered = [name for name in asked if name in slow]
+    videos = {name: fused(slow[name], fast.get(name, ()), asked[name], policy) for name in ordered}
     scored = {
-        name: pool(rows[name], dimension.pooling, policy.compat) for name, dimension in asked.items() if name in rows
-    }
+        name: pooled(slow[name], videos[name], bool(fast.get(name)), asked[name], policy) for name in ordered
+    }  # fmt: skip
     protocol = Protocol(
         results.prompts_digest(prompt.text for prompt in prompts),
         results.prompts_digest(prompt.generating for prompt in prompts),
-        per_prompt, policy.label, decoder(), {name: judge_of(asked[name]) for name in rows}, {},
+        per_prompt, policy.label, decoder(), {name: asked[name].label for name in ordered},
+        {
+            file: digest
+            for name in ordered
+            for used in (asked[name].weights, asked[name].fast_weights if name in fast else {})
+            for file, digest in used.items()
+        },
+        sampling.seeds, sampling.codec, sampling.length,
     )  # fmt: skip
-    official = scales()
+    scores = official(scored)
     return Evaluation(
-        protocol,
-        {name: score for name, score in scored.items() if name in official},
-        {name: score for name, score in scored.items() if name not in official},
-        rows, judged, sorted(problems), found.absent,
+        protocol, scores, {name: score for name, score in scored.items() if name not in scores},
+        {name: slow[name] for name in ordered}, videos, judged, sorted(problems), found.absent, lost,
     )  # fmt: skip
+
+
+def fused(rows: Sequence[Judged], fast: Sequence[Judged], judge: Judge, policy: Policy) -> dict[str, float | None]:
+    """Score of each video, both branches joined where there are two; scenes weigh the same in the fast one."""
+    out, firsts = per_video(rows), per_video(fast)
+    if judge.mapping is None:
+        return out
+    return {
+        video: score if score is None else fuse(score, firsts.get(video), judge.mapping, policy)
+        for video, score in out.items()
+    }
+
+
+def pooled(
+    rows: Sequence[Judged], videos: Mapping[str, float | None], two: bool, judge: Judge, policy: Policy
+) -> float | None:
+    """Raw score of a dimension: by its rule over clips, or over the videos' fused scores."""
+    if not two:
+        return pool(rows, judge.dimension.pooling, policy.compat)
+    known = [score for score in videos.values() if score is not None]
+    return sum(known) / len(known) if known else None

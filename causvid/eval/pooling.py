@@ -23,6 +23,7 @@ class Judged:
     clip: int
     score: float | None
     frames: int = 1
+    seconds: float = 0.0  # where in the video the clip begins
 
 
 def per_video(rows: Iterable[Judged]) -> dict[str, float | None]:

@@ -117,6 +117,16 @@ class Sharpness(FrameDimension):
         return float(np.mean([cv2.Laplacian(image, cv2.CV_64F).std() for image in grey]))
 
 
+@register("dimension", "proxy_saturation")
+class Saturation(FrameDimension):
+    """Proxy of how strong colours are: mean over pixels of the largest minus the smallest channel, in [0, 1]."""
+
+    fidelity = "proxy"
+
+    def score(self, frames: np.ndarray) -> float:
+        return float((frames.max(-1).astype(np.int16) - frames.min(-1)).mean() / 255)
+
+
 @register("metric", "vbench_proxies")
 class Proxies:
     """Weight-free proxies of motion, smoothness, consistency and sharpness; never part of a VBench total."""

@@ -13,22 +13,43 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from causvid import weights as files
 from causvid.errors import UserError
+from causvid.eval.clips import TABLES
 from causvid.eval.dimensions import Dimension, Weights, dimensions
 from causvid.eval.exact import FrameDimension
 
 WORKER = Path(__file__).with_name("vbench_worker.py")
 PACKAGES = ("torch", "vbench", "setuptools", "pyarrow")
 JUDGE = "vbench 0.1.5"
+MOST_ENDS = 3
 # The code, beside the weights, that subject consistency runs: a clone of facebookresearch/dino.
 DINO_CODE = Weights("dino_model/facebookresearch_dino_main/hubconf.py", "a clone of facebookresearch/dino")
+
+
+# What the fast branch of long videos reads.
+FAST_FILES = {
+    "subject_consistency": (
+        Weights("dino_model/dinov2_vitb14_pretrain.pth", "DINOv2"),
+        Weights("dino_model/facebookresearch_dinov2_main/hubconf.py", "a clone of facebookresearch/dinov2"),
+    ),
+    "background_consistency": (
+        Weights("dreamsim_model/code/dreamsim/__init__.py", "a clone of ssundaram21/dreamsim"),
+        *(Weights(f"dreamsim_model/{name}", "DreamSim, its pretrained.zip") for name in (
+            "dino_vitb16_pretrain.pth", "open_clip_vitb16_pretrain.pth.tar", "clip_vitb16_pretrain.pth.tar",
+        )),
+    ),
+}  # fmt: skip
+
+
+class Unusable(UserError):
+    """A judge can't answer anything: its weights or imports fail, or it ended."""
 
 
 def constraints() -> Path:
@@ -57,13 +78,39 @@ def weights_folder() -> Path:
     return Path(os.environ.get("VBENCH_CACHE_DIR") or Path.home() / ".cache" / "vbench")
 
 
+def ready() -> bool:
+    """Whether the environment is set up."""
+    return (environment() / "READY").is_file()
+
+
+def prompts_file() -> Path:
+    """VBench's list of prompts, in the judge's environment.
+
+    Raises:
+        UserError: it is not set up.
+    """
+    interpreter()
+    for path in environment().glob("lib/python*/site-packages/vbench/VBench_full_info.json"):
+        return path
+    raise UserError(f"the reference judge's environment is broken; remove {environment()} and set it up again")
+
+
+def state(names: Sequence[str], folder: Path) -> list[list[Any]]:
+    """What a judgement depends on outside the spec, told without reading it: the environment, and the files there."""
+    found: list[list[Any]] = [[environment().name, ready()]]
+    for path in sorted({folder / file.path for name in names for file in needed(name, True)}):
+        if path.is_file():
+            found.append([str(path), path.stat().st_size, path.stat().st_mtime_ns])
+    return found
+
+
 def interpreter() -> Path:
     """The Python of a finished environment.
 
     Raises:
         UserError: it is not set up.
     """
-    if not (environment() / "READY").is_file():
+    if not ready():
         raise UserError("the reference judge is not set up; run: causvid vbench setup")
     return environment() / "bin" / "python"
 
@@ -110,17 +157,23 @@ class Need:
     name: str
     what: str
 
+    @property
+    def short(self) -> str:
+        """In a few words; the doctor has the rest."""
+        return f"{self.name} {self.what.split(':')[0]}"
 
-def needed(dimension: str) -> tuple[Weights, ...]:
-    """Every file that the reference judge of a dimension reads."""
+
+def needed(dimension: str, long: bool = False) -> tuple[Weights, ...]:
+    """Every file that the reference judge of a dimension reads; ``long``: also those of the fast branch."""
     files_of = dimensions()[dimension].weights
-    return (*files_of, DINO_CODE) if dimension == "subject_consistency" else files_of
+    files_of = (*files_of, DINO_CODE) if dimension == "subject_consistency" else files_of
+    return (*files_of, *FAST_FILES[dimension], TABLES[dimension]) if long and dimension in FAST_FILES else files_of
 
 
-def missing_files(dimension: str, folder: Path) -> list[Need]:
+def missing_files(dimension: str, folder: Path, long: bool = False) -> list[Need]:
     """Files that are absent, or not what they should be, with where they go."""
     out = []
-    for file in needed(dimension):
+    for file in needed(dimension, long):
         path = folder / file.path
         size = f"{file.bytes:,} bytes" if file.bytes else "size not published"
         digest = f"sha256 {file.sha256}" if file.sha256 else "digest not published"
@@ -133,20 +186,21 @@ def missing_files(dimension: str, folder: Path) -> list[Need]:
     return out
 
 
-def doctor(folder: Path) -> dict[str, list[Need]]:
-    """What each of the sixteen dimensions lacks; an empty list is ready.
+def doctor(folder: Path, long: bool = False) -> dict[str, list[Need]]:
+    """What each of the sixteen dimensions lacks, ``long``: of long videos; an empty list is ready.
 
     Raises:
         UserError: the environment can't be asked.
     """
     known = {name: target for name, target in dimensions().items() if target.scale is not None}
     modules = sorted({module for target in known.values() for module in target.imports} | {"vbench"})
-    ready = (environment() / "READY").is_file()
-    there = _find(modules) if ready else {}
-    return {name: _lacks(name, target, folder, there if ready else None) for name, target in known.items()}
+    there = _find(modules) if ready() else None
+    return {name: _lacks(name, target, folder, there, long) for name, target in known.items()}
 
 
-def _lacks(name: str, target: type[Dimension], folder: Path, there: Mapping[str, bool] | None) -> list[Need]:
+def _lacks(
+    name: str, target: type[Dimension], folder: Path, there: Mapping[str, bool] | None, long: bool
+) -> list[Need]:
     if issubclass(target, FrameDimension):
         return []
     out = []
@@ -155,7 +209,7 @@ def _lacks(name: str, target: type[Dimension], folder: Path, there: Mapping[str,
     else:
         lacking = [module for module in ("vbench", *target.imports) if not there[module]]
         out += [Need(module, f"import missing from {environment()}") for module in lacking]
-    return out + missing_files(name, folder)
+    return out + missing_files(name, folder, long)
 
 
 def _find(modules: list[str]) -> dict[str, bool]:
@@ -170,21 +224,29 @@ class Judge:
     """A running reference judge; ask it one clip at a time. ``log`` gets what upstream prints."""
 
     def __init__(self, folder: Path, log: Path, device: str = "cpu") -> None:
-        line = [str(interpreter()), "-I", str(WORKER), "--weights", str(folder), "--device", device]
+        self._line = [str(interpreter()), "-I", str(WORKER), "--weights", str(folder), "--device", device]
         log.parent.mkdir(parents=True, exist_ok=True)
-        self._log = log
-        with log.open("ab") as stream:
-            self._process = subprocess.Popen(
-                line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stream, text=True, bufsize=1
+        self._log, self._ends = log, 0
+        self._process = self._start()
+
+    def _start(self) -> subprocess.Popen[str]:
+        with self._log.open("ab") as stream:
+            return subprocess.Popen(
+                self._line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stream, text=True, bufsize=1
             )
 
     def ask(self, dimension: str, video: Path, prompt: str = "", auxiliary: Any = None) -> float | None:
         """A raw score in [0, 1]; None where the judge has nothing to say.
 
+        A judge that ends, as without memory, is started again for the next question.
+
         Raises:
-            UserError: the judge fails on this video, or ended.
+            UserError: the judge fails, or ends, on this video; Unusable: it fails on any, or ended MOST_ENDS times in a
+                row.
         """
         question = {"dimension": dimension, "video": str(video), "prompt": prompt, "auxiliary": auxiliary}
+        if self._process.poll() is not None:
+            self._process = self._start()
         stdin, stdout = self._process.stdin, self._process.stdout
         if stdin is None or stdout is None:
             raise ValueError("the judge has no pipes")
@@ -194,16 +256,27 @@ class Judge:
         except BrokenPipeError:
             line = ""
         if not line:
-            raise UserError(f"the reference judge ended ({self._process.poll()}); see {self._log}")
+            self._ends += 1
+            kind = Unusable if self._ends >= MOST_ENDS else UserError
+            raise kind(f"the reference judge ended ({self._process.wait()}) on {dimension}; see {self._log}")
+        self._ends = 0
         answer = json.loads(line)
+        if "unusable" in answer:
+            raise Unusable(f"{dimension} can't be judged, nothing is loaded: {answer['unusable']}; see {self._log}")
         if "error" in answer:
             raise UserError(f"{dimension} can't be judged: {answer['error']}; see {self._log}")
         return answer["score"]
 
     def close(self) -> None:
+        """End the process; one that is busy is not waited for."""
         if self._process.stdin is not None:
-            self._process.stdin.close()
-        self._process.wait(timeout=60)
+            with suppress(BrokenPipeError):
+                self._process.stdin.close()
+        try:
+            self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
 
 
 @contextmanager

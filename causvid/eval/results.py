@@ -35,7 +35,8 @@ class Question:
     weights: Mapping[str, str] = field(default_factory=dict)  # file -> digest
     decoder: str = ""
     clip_policy: str = ""
-    prompt: str | None = None  # of dimensions that compare with it
+    prompt: str | None = None  # of dimensions that compare with it; what a rule looks for, too
+    branch: str = "slow"  # or fast: the first frames of all clips
 
     @property
     def key(self) -> str:
@@ -55,9 +56,12 @@ class Row:
 
 
 class Store:
-    """A JSONL file of rows that one process at a time appends to; opening it drops a line that was cut short."""
+    """A JSONL file of rows that one process at a time appends to; opening it drops a line that was cut short.
 
-    def __init__(self, path: Path) -> None:
+    Answers that ``others``, files like it, hold are taken over when they are asked for: equal questions, equal answers.
+    """
+
+    def __init__(self, path: Path, others: Iterable[Path] = ()) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
@@ -69,6 +73,7 @@ class Store:
                 f"{path} is in use by another evaluation; wait for it, or write to another folder"
             ) from error
         self._scores = self._read()
+        self._others = {key: row["score"] for other in others for key, row in _complete_rows(other)}
 
     def _read(self) -> dict[str, float | None]:
         content = self.path.read_bytes()
@@ -86,7 +91,10 @@ class Store:
         return scores
 
     def __contains__(self, question: Question) -> bool:
-        return question.key in self._scores
+        key = question.key
+        if key not in self._scores and key in self._others:
+            self.append(Row(question, self._others[key]))
+        return key in self._scores
 
     def __getitem__(self, question: Question) -> float | None:
         return self._scores[question.key]
@@ -116,6 +124,16 @@ class Store:
         self.close()
 
 
+def _complete_rows(path: Path) -> Iterable[tuple[str, dict[str, Any]]]:
+    """Rows of a file that another process may be writing; what is no row is passed over."""
+    for line in path.read_bytes().splitlines() if path.is_file() else ():
+        try:
+            row = json.loads(line)
+            yield row["key"], {"score": row["score"]}
+        except (ValueError, KeyError, TypeError):
+            continue
+
+
 @dataclass(frozen=True)
 class Protocol:
     """All that must be equal for two scores to be comparable. ``id`` is its hash."""
@@ -127,13 +145,19 @@ class Protocol:
     decoder: str
     judges: Mapping[str, str]  # dimension -> judge and version
     weights: Mapping[str, str]  # file -> digest
-    seeds: tuple[int, ...] | None = None  # None: not recorded by who sampled
+    seeds: str | None = None  # how each video's noise is drawn; None: not recorded by who sampled
     codec: str | None = None  # how the videos were encoded; None: not recorded
+    length: str | None = None  # frames and rate; None: not recorded
     static_filter: bool = False  # before temporal flickering
 
     @property
     def id(self) -> str:
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
+        return identity(asdict(self))
+
+
+def identity(protocol: Mapping[str, Any]) -> str:
+    """Hash of a protocol: equal only where all is equal."""
+    return hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def prompts_digest(texts: Iterable[str]) -> str:

@@ -21,6 +21,7 @@ from causvid.registry import did_you_mean
 SUFFIX = ".mp4"
 MOST_NAME_BYTES = 255  # of common file systems
 VIDEOS_PER_PROMPT = 5
+RECORD = "sampling.json"  # beside the videos: how they were sampled
 FLICKERING_VIDEOS = 25  # before the static filter, which keeps at most five
 
 
@@ -152,7 +153,7 @@ def scan(folder: Path, prompts: Sequence[Prompt], per_prompt: int = VIDEOS_PER_P
     problems = []
     folded = {name.casefold(): name for name in wanted}
     for name in present:
-        if name in wanted or name.startswith("."):
+        if name in wanted or name == RECORD or name.startswith("."):
             continue
         near = folded.get(name.casefold())
         if near:

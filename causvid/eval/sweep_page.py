@@ -1,4 +1,4 @@
-"""The page of a sweep: every arm's scores over its training seeds, and whether it differs from the first arm."""
+"""What a sweep says: every arm's scores over its training seeds, and whether it differs from the first, the base."""
 
 from __future__ import annotations
 
@@ -7,44 +7,67 @@ import io
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from torch import Tensor
 
+from causvid.errors import UserError
 from causvid.eval import ablation
-from causvid.eval.ablation import Difference
-from causvid.eval.statistics import over_seeds
+from causvid.eval.ablation import Arm, Difference, Statistic
+from causvid.eval.aggregate import half_score, total_score
+from causvid.eval.dimensions import dimensions, scales
+from causvid.eval.results import require_comparable
+from causvid.eval.statistics import interval, over_seeds
 
-TEMPLATE = Path(__file__).with_name("sweep.html.j2")
 SEED = "seed"  # the key whose values are trainings of one arm
+HELD_OUT = "held-out clips"  # judged beside the suites
 # Shown first, where judged; the rest in the order of the judge.
 FIRST = ("ok", "colour", "shape", "direction", "fidelity", "contrast", "temporal_flickering")
-LEFT_OUT = ("size", "ground", "start_x", "start_y", "speed")  # neither more nor less of it is better
+# Neither more nor less of it is better.
+LEFT_OUT = ("size", "ground", "start_x", "start_y", "speed", "proxy_saturation")
 LESS_IS_BETTER = ("trajectory",)
+TOTALS: dict[str, Statistic] = {
+    "total": total_score, "quality": lambda means: half_score(means, "quality"),
+    "semantic": lambda means: half_score(means, "semantic"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One suite's judgement of one run: scores by measure and prompt, curves over time, and under which protocol."""
+
+    scores: Mapping[str, Mapping[str, float]]  # measure -> prompt -> mean over its videos
+    protocol: Mapping[str, Any] = field(default_factory=dict)
+    over_time: Mapping[str, Sequence[Mapping[str, float]]] = field(default_factory=dict)
+    drift: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    note: str = ""  # what can't be computed, and why
 
 
 @dataclass(frozen=True)
 class Judged:
-    """One run: what it sets, its student's scores by prompt, its timings and report; or why it failed."""
+    """One run: what it sets, judgements by suite, timings, costs, videos and report; or why it failed."""
 
     values: Mapping[str, Any]
-    scores: Mapping[str, Sequence[float]]
-    timings: Mapping[str, float]
-    report: str
+    suites: Mapping[str, Scored]
+    timings: Mapping[str, float] = field(default_factory=dict)
+    report: str = ""
     error: str = ""
+    cost: Mapping[str, tuple[str, float]] = field(default_factory=dict)  # stage -> (identity, seconds)
+    videos: Mapping[str, str] = field(default_factory=dict)  # prompt -> source of a video
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A measure of an arm: its mean over seeds with an interval (NaN of one seed), and the difference to the base."""
+    """A measure of an arm: mean, 95% interval over ``seeds`` (of one: over prompts), and the difference to the base."""
 
     mean: float
     low: float
     high: float
+    over: str
     difference: Difference | None
+    deviation: float = math.nan  # between training seeds
 
 
 @dataclass(frozen=True)
@@ -63,60 +86,157 @@ class Group:
 
 @dataclass(frozen=True)
 class Findings:
-    """All that the page shows; the first group is the base."""
+    """All that the page shows; the first group is the base. ``mark`` says that protocols differ, on every table."""
 
     name: str
-    measures: Sequence[str]
+    measures: Sequence[str]  # SUITE/MEASURE; those of the held-out clips have no suite before them
     groups: Sequence[Group]
+    protocols: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)  # suite -> arm -> protocol
+    mark: str = ""
+    could_see: Mapping[str, float] = field(default_factory=dict)  # least difference found in 80% of such sweeps
 
     def as_json(self) -> list[dict[str, Any]]:
         return [
-            {"arm": group.label, "seeds": group.seeds, "latency_s": group.latency_s,
-             "measures": {name: {"mean": c.mean, "low": c.low, "high": c.high,
-                                 "to_base": c.difference.as_json() if c.difference else None}
+            {"arm": group.label, "seeds": group.seeds, "latency_s": group.latency_s, "mark": self.mark,
+             "measures": {name: {"mean": c.mean, "low": c.low, "high": c.high, "over": c.over,
+                                 "deviation": c.deviation, "to_base": c.difference.as_json() if c.difference else None}
                           for name, c in group.cells.items()}}
             for group in self.groups
         ]  # fmt: skip
 
 
-def findings(name: str, runs: Sequence[Judged]) -> Findings:
-    """Group runs into arms, and compare each with the first, with Holm's correction over all that is compared."""
+def findings(name: str, runs: Sequence[Judged], across: bool = False) -> Findings:
+    """Group runs into arms, and compare each with the first, with Holm's correction over all that is compared.
+
+    Raises:
+        UserError: arms were judged under different protocols, and ``across`` was not asked for.
+    """
     parts: dict[str, list[Judged]] = {}
     for run in runs:
-        values = {key: value for key, value in run.values.items() if key != SEED}
-        parts.setdefault(", ".join(f"{k}={json.dumps(v)}" for k, v in values.items()) or "base", []).append(run)
-    scored = next((run.scores for run in runs if run.scores), {})
-    measures = [m for m in (*FIRST, *(m for m in scored if m not in FIRST)) if m in scored and m not in LEFT_OUT]
-    tables = {label: _table(group, measures) for label, group in parts.items()}
+        parts.setdefault(label_of(run.values), []).append(run)
+    protocols, mark = _protocols(parts, across)
+    prompts = _common(runs)
+    tables = {label: _table(group, prompts) for label, group in parts.items()}
+    measures = _ordered(tables.values())
     base = next(iter(tables.values()), {})
     compared = {
-        (label, m): ablation.compare(m, {"prompts": {m: table[m]}}, {"prompts": {m: base[m]}}, _statistic(m))
+        (label, measure): ablation.compare(measure, table[measure], base[measure], statistic_of(measure))
         for label, table in tables.items()
-        for m in measures
-        if table and base and table is not base and table[m].shape[1] == base[m].shape[1]
+        if table is not base
+        for measure in measures
+        if measure in table and measure in base
     }
     held = dict(zip(compared, ablation.holm(list(compared.values())), strict=True))
     groups = []
     for label, group in parts.items():
         cells = {
-            m: Cell(*over_seeds(values.mean(1).tolist()), held.get((label, m)))
-            for m, values in tables[label].items()
-        }  # fmt: skip
+            m: _cell(arm, statistic_of(m), held.get((label, m)), m.rpartition("/")[2] in LESS_IS_BETTER)
+            for m, arm in tables[label].items()
+            if m in measures
+        }
         latencies = [run.timings["latency_s"] for run in group if "latency_s" in run.timings]
         groups.append(Group(label, group, cells, sum(latencies) / len(latencies) if latencies else None))
-    return Findings(name, measures, groups)
+    could = {m: _could_see(base[m], statistic_of(m)) for m in measures if m in base}
+    return Findings(
+        name, measures, groups, protocols, mark, {m: value for m, value in could.items() if value is not None}
+    )
 
 
-def _statistic(measure: str) -> ablation.Statistic:
-    """The measure's mean, turned so that more is better: verdicts read "better" and "worse"."""
-    sign = -1.0 if measure in LESS_IS_BETTER else 1.0
-    return lambda means: sign * means[measure]
+def label_of(values: Mapping[str, Any]) -> str:
+    """An arm's name: what it sets, but for the training seed."""
+    shown = {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}
+    return ", ".join(f"{key}={value}" for key, value in shown.items() if key != SEED) or "base"
 
 
-def _table(runs: Sequence[Judged], measures: Sequence[str]) -> dict[str, torch.Tensor]:
-    """(seeds, prompts) of each measure; empty where every run failed."""
-    good = [run.scores for run in runs if run.scores]
-    return {m: torch.tensor([s[m] for s in good], dtype=torch.float64) for m in measures} if good else {}
+def statistic_of(measure: str) -> Statistic:
+    """A measure's mean, or VBench's totals, turned so that more is better: verdicts read "better" and "worse"."""
+    suite, _, name = measure.rpartition("/")
+    if suite and name in TOTALS:
+        return TOTALS[name]
+    sign = -1.0 if name in LESS_IS_BETTER else 1.0
+    return lambda means: sign * means[name]
+
+
+def _protocols(parts: Mapping[str, Sequence[Judged]], across: bool) -> tuple[dict[str, dict[str, Any]], str]:
+    """(protocols by suite and arm, the mark that they differ)."""
+    found: dict[str, dict[str, Any]] = {}
+    for label, group in parts.items():
+        for run in group:
+            for suite, scored in run.suites.items():
+                name = label if SEED not in run.values else f"{label}, seed {run.values[SEED]}"
+                found.setdefault(suite, {})[name] = scored.protocol
+    marks = []
+    for suite, each in found.items():
+        try:
+            marks.append(require_comparable(each, across))
+        except UserError as error:
+            raise UserError(f"{suite}: {error}") from error
+    return found, "; ".join(dict.fromkeys(filter(None, marks)))
+
+
+def _common(runs: Sequence[Judged]) -> dict[tuple[str, str], list[str]]:
+    """Prompts of each suite's measure that every run has a score of, in order: only these can be paired."""
+    out: dict[tuple[str, str], list[str]] = {}
+    for run in runs:
+        for suite, scored in run.suites.items():
+            for measure, scores in scored.scores.items():
+                kept = out.get((suite, measure))
+                out[suite, measure] = list(scores) if kept is None else [prompt for prompt in kept if prompt in scores]
+    return out
+
+
+def _table(runs: Sequence[Judged], prompts: Mapping[tuple[str, str], Sequence[str]]) -> dict[str, Arm]:
+    """An arm's scores by measure, (seeds, prompts) within their suite of prompts; empty where every run failed."""
+    good, out = [run for run in runs if run.suites and not run.error], {}
+    for suite in good[0].suites if good else ():
+        values = {
+            measure: torch.tensor(
+                [[run.suites[suite].scores[measure][prompt] for prompt in prompts[suite, measure]] for run in good],
+                dtype=torch.float64,
+            )
+            for measure in good[0].suites[suite].scores
+            if all(measure in run.suites.get(suite, Scored({})).scores for run in good) and prompts[suite, measure]
+        }
+        front = "" if suite == HELD_OUT else f"{suite}/"
+        out |= {f"{front}{m}": {"prompts": {m: v}} for m, v in values.items() if m not in LEFT_OUT}
+        if front and set(scales()) <= set(values):
+            out |= dict.fromkeys((f"{front}{total}" for total in TOTALS), _by_prompts(values))
+    return out
+
+
+def _by_prompts(values: Mapping[str, Tensor]) -> Arm:
+    """All sixteen dimensions, those of one suite of prompts together, as the bootstrap draws them."""
+    out: dict[str, dict[str, Tensor]] = {}
+    for name in scales():
+        # Dimensions of one suite share its prompts, but for prompts that a judge had nothing to say of.
+        out.setdefault(f"{dimensions()[name].suite} {values[name].shape[1]}", {})[name] = values[name]
+    return out
+
+
+def _ordered(tables: Any) -> list[str]:
+    known = dict.fromkeys(measure for table in tables for measure in table)
+    totals = [m for m in known if "/" in m and m.rpartition("/")[2] in TOTALS]
+    first = [*totals, *(m for m in FIRST if m in known)]
+    return [*first, *(m for m in known if m not in first)]
+
+
+def _cell(arm: Arm, statistic: Statistic, difference: Difference | None, turned: bool) -> Cell:
+    seeds = ablation.per_seed(arm, statistic)
+    (mean, low, high), over = over_seeds(seeds), "seeds"
+    values = [values for scores in arm.values() for values in scores.values()]
+    if len(seeds) == 1 and len(values) == 1 and values[0].shape[1] > 1:
+        each, over = values[0][0], "prompts"
+        low, high = interval(each.bool() if bool(((each == 0) | (each == 1)).all()) else each)
+        return Cell(float(each.mean()), low, high, over, difference)
+    spread = ablation.deviation(arm, statistic)
+    mean, low, high = (-mean, -high, -low) if turned else (mean, low, high)
+    return Cell(mean, low, high, over, difference, spread)
+
+
+def _could_see(arm: Arm, statistic: Statistic) -> float | None:
+    """None of one seed, and where all seeds agree to the last digit, which says nothing of their spread."""
+    seeds = len(ablation.per_seed(arm, statistic))
+    return (ablation.detectable(arm, statistic, seeds) or None) if seeds > 1 else None
 
 
 def number(value: float | None, places: int = 3) -> str:
@@ -128,42 +248,17 @@ def signed(value: float) -> str:
     return ("+" if value > 0 else "") + number(value)
 
 
-def pareto(groups: Sequence[Group], measure: str) -> list[dict[str, Any]]:
-    """Points of quality against latency in drawing units of 360 x 216; ``best`` where none is better in both."""
-    known = [(g.label, g.latency_s, g.cells[measure].mean) for g in groups if g.latency_s and measure in g.cells]
-    if not known:
-        return []
-    fast, slow = min(x for _, x, _ in known), max(x for _, x, _ in known)
-    low, high = min(y for *_, y in known), max(y for *_, y in known)
-    out = []
-    for label, x, y in known:
-        best = not any(a <= x and b >= y and (a, b) != (x, y) for _, a, b in known)
-        across, up = (x - fast) / (slow - fast or 1), (y - low) / (high - low or 1)
-        out.append({"label": label, "x": 50 + 290 * across, "y": 180 - 160 * up, "best": best,
-                    "text": f"{label}: {1000 * x:.0f} ms, {number(y)}"})  # fmt: skip
-    return out
-
-
 def csv_of(page: Findings) -> str:
     """One row an arm and measure."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["arm", "seeds", "measure", "mean", "low", "high", "difference", "d_low", "d_high", "p", "verdict"])
+    writer.writerow(["arm", "seeds", "measure", "mean", "low", "high", "interval_over", "difference", "d_low", "d_high",
+                     "p", "verdict", "mark"])  # fmt: skip
     for group in page.groups:
         for name, cell in group.cells.items():
             d = cell.difference
             rest = [d.value, d.low, d.high, d.p, d.verdict] if d else [""] * 5
-            writer.writerow([group.label, group.seeds, name, cell.mean, cell.low, cell.high, *rest])
+            writer.writerow(
+                [group.label, group.seeds, name, cell.mean, cell.low, cell.high, cell.over, *rest, page.mark]
+            )
     return stream.getvalue()
-
-
-def render(page: Findings) -> str:
-    """The page as one HTML file."""
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATE.parent), undefined=StrictUndefined, autoescape=True, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
-    environment.filters.update(number=number, signed=signed)
-    measure = page.measures[0] if page.measures else ""
-    points = pareto(page.groups, measure)
-    return environment.get_template(TEMPLATE.name).render(f=page, points=points, measure=measure)

@@ -28,7 +28,7 @@ class Measure:
 
 
 CAPTION = (
-    Measure("ok", "ok", "share", 3, "share of videos whose colour, shape and direction are all as captioned"),
+    Measure("ok", "ok", "share", 3, "share judged right: of shapes, colour, shape and direction all as captioned"),
     Measure("colour", "colour", "share", 3, "share whose shape has the captioned colour"),
     Measure("shape", "shape", "share", 3, "share whose coverage fits the captioned kind of shape"),
     Measure("direction", "direction", "share", 3, "share that move in the captioned direction"),

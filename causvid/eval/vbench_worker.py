@@ -4,7 +4,9 @@ This file is run by the interpreter of that environment, where causvid is not in
 Weights come from local files that are named in the request to start; nothing is ever downloaded: connections fail.
 
     in:  {"dimension": ..., "video": path, "prompt": ..., "auxiliary": ...}
-    out: {"score": number or null} or {"error": text}
+    out: {"score": number or null}, {"error": text}, or {"unusable": text} where the judge itself can't be loaded
+
+``subject_consistency.fast`` and ``background_consistency.fast`` judge the first frames of a long video's clips.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import json
 import os
 import socket
 import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,6 +53,48 @@ def define_operators() -> Any:
 
 def upstream(name: str) -> Any:
     return importlib.import_module(f"vbench.{name}")
+
+
+def upstream_long(name: str, folder: Path) -> Any:
+    """A module of VBench-Long, which imports much that judging needs not, and that is not everywhere."""
+    code = folder / "dreamsim_model" / "code"
+    if code.is_dir() and str(code) not in sys.path:
+        sys.path.append(str(code))
+    files = importlib.import_module("torchvision.io")
+    if not hasattr(files, "write_video"):
+        vars(files)["write_video"] = None  # gone from current torchvision; only the splitting of videos calls it
+    unused = {"scenedetect": ("open_video", "SceneManager", "split_video_ffmpeg"), "dreamsim": ("dreamsim",),
+              "scenedetect.detectors": ("ContentDetector",), "scenedetect.video_splitter": ("split_video_ffmpeg",),
+              "moviepy": (), "moviepy.editor": ("VideoFileClip",)}  # fmt: skip
+    for module, names in unused.items():
+        try:
+            importlib.import_module(module)
+        except ImportError:
+            sys.modules[module] = types.ModuleType(module)
+            vars(sys.modules[module]).update(dict.fromkeys(names))
+    return importlib.import_module(f"vbench2_beta_long.{name}")
+
+
+def _subject_fast(folder: Path, device: str) -> Ask:
+    torch, module = importlib.import_module("torch"), upstream_long("subject_consistency", folder)
+    code = str(folder / "dino_model" / "facebookresearch_dinov2_main")
+    model = torch.hub.load(code, "dinov2_vitb14", source="local", pretrained=False)
+    file = folder / "dino_model" / "dinov2_vitb14_pretrain.pth"
+    model.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+    model = model.to(device).eval()
+    # Twice, since upstream divides by the number of videos less one.
+    return lambda video, *_: module.subject_consistency_dinov2(model, [video, video], device, False)[1][0][
+        "video_results"
+    ]
+
+
+def _background_fast(folder: Path, device: str) -> Ask:
+    module = upstream_long("background_consistency", folder)
+    make = importlib.import_module("dreamsim").dreamsim
+    model, preprocess = make(pretrained=True, device=device, cache_dir=str(folder / "dreamsim_model"))
+    return lambda video, *_: module.background_consistency_dreamsim(model, preprocess, [video], device, False)[1][0][
+        "video_results"
+    ]
 
 
 def _subject(folder: Path, device: str) -> Ask:
@@ -167,6 +212,7 @@ LOADERS: dict[str, Callable[[Path, str], Ask]] = {
     "imaging_quality": _imaging, "human_action": _action, "scene": _scene, "appearance_style": _appearance,
     **{name: _detected(name) for name in ("object_class", "multiple_objects", "color", "spatial_relationship")},
     **{name: _viclip(name) for name in ("temporal_style", "overall_consistency")},
+    "subject_consistency.fast": _subject_fast, "background_consistency.fast": _background_fast,
 }  # fmt: skip
 
 
@@ -187,14 +233,15 @@ def main() -> None:
     kept, judges = define_operators(), {}
     for line in sys.stdin:
         question = json.loads(line)
-        name = question["dimension"]
+        name, trouble = question["dimension"], "unusable"
         try:
             if name not in judges:
                 judges[name] = LOADERS[name](given.weights, given.device)
+            trouble = "error"
             score = judges[name](question["video"], question["prompt"], question["auxiliary"])
             answer = {"score": None if score is None else float(score)}
         except Exception as error:  # told to who asked, who goes on with the next
-            answer = {"error": f"{type(error).__name__}: {error}"}
+            answer = {trouble: f"{type(error).__name__}: {error}"}
         answers.write(json.dumps(answer) + "\n")
     del kept
 

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from causvid import schedule
+from causvid import ranks, schedule
 from causvid.losses.flow import denoising_error, draw_times
 from causvid.registry import register
 from causvid.types import LossOutput, Scene, Text
@@ -97,5 +97,4 @@ class DMD:
         x_t, t, noise = self._noised(scene, sample.x0)
         output = scene.nets["fake_score"](x_t, t, scene.text)
         error = denoising_error(output, sample.x0, noise, self.t_floor)
-        weight = counts.to(error.dtype)
-        return LossOutput((error * weight).sum() / weight.sum().clamp(min=1))
+        return LossOutput(ranks.weighted_mean(error, counts.to(error.dtype)))

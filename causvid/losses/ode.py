@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
-import torch
 from torch import Tensor
 
+from causvid import ranks
 from causvid.errors import UserError
 from causvid.registry import register
-from causvid.schedule import state_indices
 from causvid.types import LossOutput, Scene, Trajectory
 
 
@@ -37,6 +35,10 @@ class OdeRegression:
         if scene.trajectory is None:
             raise UserError("ODE regression needs trajectories: it is a loss for ode_init, not for distillation")
         times, states = scene.trajectory.times, scene.trajectory.states
+        if len(times) != len(states) or times[-1] != 0 or not (times.diff() < 0).all():
+            raise UserError(
+                f"a trajectory's {len(states)} states need a time each, descending to 0; they have {times.tolist()}"
+            )
         choices = len(times) if self.include_clean else len(times) - 1
         chosen = scene.per_block(scene.draw.integer("state", choices, len(scene.blocks)))
         x_t, t = gather_states(scene.trajectory, chosen)
@@ -44,8 +46,7 @@ class OdeRegression:
         context = target if self.context == "clean" else None
         output = scene.nets["student"](x_t, t, scene.text, context=context)
         error = (output.x0 - target).pow(2).mean((2, 3, 4))
-        counts = (t > 0).to(error.dtype)
-        return LossOutput((error * counts).sum() / counts.sum().clamp(min=1))
+        return LossOutput(ranks.weighted_mean(error, (t > 0).to(error.dtype)))
 
 
 def gather_states(trajectory: Trajectory, chosen: Tensor) -> tuple[Tensor, Tensor]:
@@ -53,9 +54,3 @@ def gather_states(trajectory: Trajectory, chosen: Tensor) -> tuple[Tensor, Tenso
     states = trajectory.states  # k b f c h w
     index = chosen[None, :, :, None, None, None].expand(1, *states.shape[1:])
     return states.gather(0, index)[0], trajectory.times.to(states)[chosen]
-
-
-def select_states(trajectory: Trajectory, wanted: Sequence[float]) -> Trajectory:
-    """The part of a trajectory at the wanted times; see :func:`state_indices` for what is refused."""
-    indices = torch.tensor(state_indices(trajectory.times, wanted))
-    return Trajectory(trajectory.states[indices], trajectory.times[indices])

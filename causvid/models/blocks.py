@@ -79,16 +79,20 @@ class Block(nn.Module):
         )
         self.modulation = nn.Parameter(torch.randn(6, dim) / dim**0.5)
 
-    def forward(self, x: Tensor, time: Tensor, attend: Attend, text: LayerKV) -> tuple[Tensor, LayerKV]:
-        """One block.
+    def forward(
+        self, x: Tensor, time: Tensor, attend: Attend, text: Tensor | LayerKV
+    ) -> tuple[Tensor, LayerKV, LayerKV]:
+        """One block; returns tokens, the keys and values of these tokens, and those of the text.
 
         Args:
             x: tokens, ``b f n d``.
             time: modulation from time, ``b f 6 d``.
             attend: planned self-attention.
-            text: keys and values of the text; their batch is b, or b f where the text differs per frame.
+            text: the embedded text, ``b l d``, or its keys and values from before; their batch is b, or b f where the
+                text differs per frame. All of a block's weights are used in here: that is where shards are gathered.
         """
         frames = x.shape[1]
+        text = self.cross_attention.project(text) if isinstance(text, Tensor) else text
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (time + self.modulation).unsqueeze(2).unbind(3)
         hidden = rearrange(self.self_norm(x) * (1 + scale) + shift, "b f n d -> b (f n) d")
         hidden, kv = self.self_attention(hidden, attend)
@@ -99,4 +103,4 @@ class Block(nn.Module):
         seen = self.cross_attention(rearrange(tokens, f"b f n d -> {apart}"), text)
         x = x + rearrange(seen, f"{apart} -> b f n d", f=frames)
         hidden = self.ffn(self.ffn_norm(x) * (1 + ffn_scale) + ffn_shift)
-        return x + ffn_gate * hidden, kv
+        return x + ffn_gate * hidden, kv, text

@@ -8,6 +8,7 @@ a cache; which of these is decided by the mask and by what is passed to ``forwar
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import Literal, cast
 
@@ -44,6 +45,7 @@ class VideoDiT(nn.Module):
         cross_norm: normalise tokens before cross-attention (Wan: yes).
         theta: base of the rotary rates.
         eps: epsilon of every normalisation.
+        precision: type in which matrix products and attention are computed (autocast); default that of the weights.
         mask: visibility rule of a masked pass; also that of streams.
         position: position policy along time.
         kernel: how a masked pass is computed.
@@ -70,6 +72,7 @@ class VideoDiT(nn.Module):
         mask: Rule | None = None,
         position: Position | None = None,
         kernel: Kernel | None = None,
+        precision: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         if dim % heads:
@@ -87,6 +90,7 @@ class VideoDiT(nn.Module):
         self.position: Position = position or Absolute()
         self.kernel: Kernel = kernel or Blockwise()
         self.kernel.check(self.mask, self.position)
+        self.precision = precision
         values = channels * self.patch[0] * self.patch[1]
         self.patch_embed = nn.Linear(values, dim)
         self.text_embed = nn.Sequential(nn.Linear(text_dim, dim), nn.GELU(approximate="tanh"), nn.Linear(dim, dim))
@@ -145,7 +149,24 @@ class VideoDiT(nn.Module):
             raise ValueError("positions are for a masked pass: a stream's follow from its cache")
         if commit and cache is None:
             raise ValueError("commit needs a cache")
-        frames, height, width = self._check(x, t, text)
+        frames = self._check(x, t, text)
+        with self._computing(x.device):
+            prediction, after, features = self._denoise(x, t, text, context, cache, commit, positions, return_features)
+        kept = tuple(each[:, -frames:].to(x.dtype) for each in features)
+        return DenoiserOutput(x, t, prediction.to(x.dtype), self.prediction, after, kept)
+
+    def _computing(self, device: torch.device) -> AbstractContextManager:
+        """The type of the computation; there is none where tensors hold no numbers."""
+        if self.precision is None or device.type == "meta":
+            return nullcontext()
+        return torch.autocast(device.type, self.precision)
+
+    def _denoise(
+        self, x: Tensor, t: Tensor, text: Text, context: Tensor | None, cache: KVCache | None, commit: bool,
+        positions: Tensor | None, return_features: Sequence[int],
+    ) -> tuple[Tensor, KVCache | None, list[Tensor]]:  # fmt: skip
+        """(prediction, cache after it, tokens after the wanted layers, those of a context before the frames' own)."""
+        frames, height, width = x.shape[1], x.shape[3] // self.patch[0], x.shape[4] // self.patch[1]
         grid = Grid(height, width, self.head_dim, self.theta, x.dtype, x.device)
         tokens, modulation, hidden_t = self._embed(x, t)
         if context is not None:
@@ -164,24 +185,23 @@ class VideoDiT(nn.Module):
         features: list[Tensor] = []
         memo = cache.cross if cache is not None and not torch.is_grad_enabled() else None
         for index, block in enumerate(cast(Iterable[Block], self.blocks)):
-            text_kv = memo.get(text, index) if memo else None
-            if text_kv is None:
-                embedded = self._embed_text(text, context is not None) if embedded is None else embedded
-                text_kv = block.cross_attention.project(embedded)
-                if memo:
-                    memo.put(text, index, text_kv)
+            known = memo.get(text, index) if memo else None
+            if known is None and embedded is None:
+                embedded = self._embed_text(text, context is not None)
             attend = masked or self._stream(cast(KVCache, cache), index, frames, grid)
-            tokens, kv = block(tokens, modulation, attend, text_kv)
+            tokens, kv, text_kv = block(tokens, modulation, attend, embedded if known is None else known)
+            if memo and known is None:
+                memo.put(text, index, text_kv)
             if commit:
                 fresh.append(kv)
             if index in return_features:
-                features.append(tokens[:, -frames:])
+                features.append(tokens)
         prediction = self._head(tokens[:, -frames:], hidden_t, height, width)
         after = cache.committed(tuple(fresh), frames) if commit and cache is not None else cache
-        return DenoiserOutput(x, t, prediction, self.prediction, after, tuple(features))
+        return prediction, after, features
 
-    def _check(self, x: Tensor, t: Tensor, text: Text) -> tuple[int, int, int]:
-        """(frames, token rows, token columns) of inputs that fit."""
+    def _check(self, x: Tensor, t: Tensor, text: Text) -> int:
+        """Frames of inputs that fit."""
         if x.ndim != 5 or x.shape[2] != self.channels:
             raise ValueError(f"latents must be 'b f {self.channels} h w', got shape {tuple(x.shape)}")
         batch, frames, _, height, width = x.shape
@@ -192,7 +212,7 @@ class VideoDiT(nn.Module):
         shape = text.embeddings.shape
         if shape[0] != batch or (len(shape) == 4 and shape[1] != frames):
             raise ValueError(f"text of shape {tuple(shape)} does not fit {batch} clips of {frames} frames")
-        return frames, height // self.patch[0], width // self.patch[1]
+        return frames
 
     def _embed(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens ``b f n d``, block modulation ``b f 6 d`` and the head's time ``b f d``."""

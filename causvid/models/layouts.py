@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from causvid import ranks
 from causvid.errors import UserError
 from causvid.tensor_files import TensorFiles
 
@@ -109,9 +110,14 @@ def fill(
     check(links, files, what)
     # Past what libraries put in place of this method: their warnings are about casting values, and there are none yet.
     nn.Module.to(module, dtype or widest(files)).to_empty(device=device)
-    parameters = dict(module.named_parameters())
+    # By the names of the state, which those of wrapped parts are not in.
+    parameters = module.state_dict(keep_vars=True)
     with torch.no_grad():
         for link in links:
-            for name, part in zip(link.theirs, parameters[link.ours].chunk(len(link.theirs)), strict=True):
+            parameter = parameters[link.ours]
+            if hasattr(parameter, "full_tensor"):  # a shard: each process takes its part of the whole
+                parameter.copy_(ranks.part(link.join(files.read).to(parameter.dtype), parameter))
+                continue
+            for name, part in zip(link.theirs, parameter.chunk(len(link.theirs)), strict=True):
                 part.copy_(files.read(name).reshape(part.shape))
     return module

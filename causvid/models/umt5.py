@@ -143,22 +143,24 @@ class Umt5:
         key = hashlib.sha256(f"{self._fingerprint}\n{self.length}\n{self.dtype}\n{prompt}".encode()).hexdigest()
         return (self.store or Path()) / key[:2] / f"{key}.safetensors"
 
+    @property
+    def sources(self) -> tuple[Path, ...]:
+        """The files of its weights; none as long as nothing says where they are."""
+        return () if self.weights is None else self._files.sources
+
     @cached_property
     def _files(self) -> TensorFiles:
         if self.weights is None:
-            raise UserError("text encoder 'umt5' needs the weights of Wan2.1: say where with --weights")
+            raise UserError(
+                "text encoder 'umt5' needs the weights of Wan2.1: say where with --weights, or by runtime.weights"
+            )
         folder = self.weights / "text_encoder"
         return open_tensors(folder, "model") if folder.is_dir() else open_tensors(self.weights, STEM)
 
     @cached_property
     def _fingerprint(self) -> str:
-        """A digest of the weights' names, shapes and small tensors: it tells encoders apart without reading 11 GB."""
-        digest = hashlib.sha256()
-        for name, shape in sorted(self._files.shapes.items()):
-            digest.update(f"{name} {shape} {self._files.dtypes[name]}\n".encode())
-            if len(shape) == 1:
-                digest.update(self._files.read(name).float().numpy().tobytes())
-        return digest.hexdigest()
+        """The digests of the weights' files; those of large files are computed once and kept (``weights.digest``)."""
+        return " ".join(files_of.digest(path) for path in self._files.sources)
 
     @cached_property
     def _tokenizer(self) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +119,20 @@ def size_of(found: Found, config: str | None = None) -> Size:
             f"say it with --config: one of {', '.join(SIZES)}, or a config.json"
         )
     return size_from_config(found.config[1], found.config[0])
+
+
+def agree(found: Found, size: Size) -> None:
+    """Refuse weights whose config tells another geometry, as a head count that no shape shows.
+
+    Raises:
+        UserError: they differ.
+    """
+    if found.config is None:
+        return
+    told, wanted = asdict(size_of(found)), asdict(size)
+    differing = [f"{key} {told[key]} (the spec's is {wanted[key]})" for key in wanted if told[key] != wanted[key]]
+    if differing:
+        raise UserError(f"{found.files.path} is another model than the spec's: {', '.join(differing)}")
 
 
 def load(model: VideoDiT, size: Size, found: Found, dtype: torch.dtype | None, device: torch.device | str) -> VideoDiT:

@@ -105,7 +105,9 @@ class WanVae:
             UserError: diffusers or the weights are missing, or the weights do not fit.
         """
         if self.weights is None:
-            raise UserError("codec 'wan_vae' needs the weights of Wan2.1: say where with --weights")
+            raise UserError(
+                "codec 'wan_vae' needs the weights of Wan2.1: say where with --weights, or by runtime.weights"
+            )
         with torch.device("meta"):
             network = self.empty()
         folder = self.weights / "vae" if (self.weights / "vae").is_dir() else self.weights
@@ -115,6 +117,11 @@ class WanVae:
         what = f"the VAE of Wan2.1 with base_dim {self.base_dim}"
         check(found, files, what)
         return fill(network, found, files, what, self.dtype, self.device).eval().requires_grad_(False)
+
+    @property
+    def released_bytes(self) -> int | None:
+        """Bytes of its weights in fp32, where it is the released one."""
+        return 507_609_880 if self.base_dim == 96 else None
 
     def empty(self) -> Any:
         """diffusers' network with fresh weights."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -37,19 +37,15 @@ class Guided:
         return DenoiserOutput(x, t, free + self.weight * (conditional - free), out.kind, out.cache)
 
 
-@register("sampler", "euler")
-class Euler:
-    """Euler steps through all frames at once: the many-step teacher.
+class OdeSampler:
+    """What the many-step samplers share: a grid of times, guidance, and how they are called.
 
-    Args:
-        steps: number of steps, or explicit times.
-        shift: shift of the time grid.
-        guidance: weight of classifier-free guidance.
+    Attributes:
+        times: where the network is evaluated, from noise to data, and the end.
     """
 
-    def __init__(self, steps: int | Sequence[float] = 50, shift: float = 1.0, guidance: float = 1.0) -> None:
-        self.times = schedule.grid(steps, shift)
-        self.shift, self.guidance = shift, guidance
+    times: Tensor
+    guidance: float
 
     @property
     def evaluations(self) -> int:
@@ -65,14 +61,38 @@ class Euler:
         Args:
             keep: indices into ``times`` of the states to return; default the last alone.
         """
+        last = len(self.times) - 1
+        wanted = set(keep if keep is not None else [last])
         guided = Guided(model, unconditional, self.guidance)
-        wanted = set(keep if keep is not None else [len(self.times) - 1])
-        x, states = noise, []
-        for i, (now, after) in enumerate(zip(self.times[:-1].tolist(), self.times[1:].tolist(), strict=True)):
-            if i in wanted:
-                states.append(x)
-            t = torch.full(x.shape[:2], now, dtype=x.dtype, device=x.device)
-            x = x + (after - now) * guided(x, t, text).velocity
-        if len(self.times) - 1 in wanted:
-            states.append(x)
+
+        def estimate(x: Tensor, time: float) -> DenoiserOutput:
+            return guided(x, torch.full(x.shape[:2], time, dtype=x.dtype, device=x.device), text)
+
+        states = [x for i, x in enumerate(self.states(noise, estimate)) if i in wanted]
         return Trajectory(torch.stack(states), self.times[sorted(wanted)])
+
+    def states(self, noise: Tensor, estimate: Callable[[Tensor, float], DenoiserOutput]) -> Iterator[Tensor]:
+        """The state at each of ``times``, the noise first; ``estimate`` asks the network at a state and a time."""
+        raise ValueError(f"{type(self).__name__} does not say how it integrates")
+
+
+@register("sampler", "euler")
+class Euler(OdeSampler):
+    """Euler steps through all frames at once: the many-step teacher.
+
+    Args:
+        steps: number of steps, or explicit times.
+        shift: shift of the time grid.
+        guidance: weight of classifier-free guidance.
+    """
+
+    def __init__(self, steps: int | Sequence[float] = 50, shift: float = 1.0, guidance: float = 1.0) -> None:
+        self.times = schedule.grid(steps, shift)
+        self.shift, self.guidance = shift, guidance
+
+    def states(self, noise: Tensor, estimate: Callable[[Tensor, float], DenoiserOutput]) -> Iterator[Tensor]:
+        x = noise
+        for now, after in zip(self.times[:-1].tolist(), self.times[1:].tolist(), strict=True):
+            yield x
+            x = x + (after - now) * estimate(x, now).velocity
+        yield x

@@ -7,15 +7,15 @@ so the grid starts a thousandth below it, as the released samplers of Wan2.1 do.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from causvid import schedule
 from causvid.registry import register
-from causvid.samplers.ode import Guided
-from causvid.types import Denoiser, Text, Trajectory
+from causvid.samplers.ode import OdeSampler
+from causvid.types import DenoiserOutput
 
 START = 0.999
 
@@ -32,7 +32,7 @@ def _phi(h: float) -> tuple[float, float, float]:
 
 
 @register("sampler", "unipc")
-class UniPC:
+class UniPC(OdeSampler):
     """Second-order predictor and corrector through all frames at once: the many-step teacher in fewer steps.
 
     Args:
@@ -47,41 +47,22 @@ class UniPC:
         self.times = schedule.shift(torch.linspace(START, 0, steps + 1, dtype=torch.float64), shift)
         self.shift, self.guidance = shift, guidance
 
-    @property
-    def evaluations(self) -> int:
-        """Network evaluations per clip, guidance counted twice."""
-        return (len(self.times) - 1) * (1 if self.guidance == 1.0 else 2)
-
-    @torch.no_grad()
-    def __call__(
-        self, model: Denoiser, noise: Tensor, text: Text, unconditional: Text, keep: Sequence[int] | None = None
-    ) -> Trajectory:
-        """Integrate from noise (``b f c h w``) to data.
-
-        Args:
-            keep: indices into ``times`` of the states to return; default the last alone.
-        """
-        guided = Guided(model, unconditional, self.guidance)
+    def states(self, noise: Tensor, estimate: Callable[[Tensor, float], DenoiserOutput]) -> Iterator[Tensor]:
         times = self.times.tolist()
-        wanted = set(keep if keep is not None else [len(times) - 1])
-        x, states = noise, []
+        x = noise
         before = noise  # the state from which the last step started
         estimates: list[Tensor] = []  # of x0, at the last two times
         order = 1
         for i, now in enumerate(times[:-1]):
-            t = torch.full(x.shape[:2], now, dtype=x.dtype, device=x.device)
-            estimate = guided(x, t, text).x0
+            x0 = estimate(x, now).x0
             if i > 0:
-                x = _correct(before, estimates, estimate, times[max(0, i - 2) : i + 1], order)
-            if i in wanted:
-                states.append(x)
-            estimates = [*estimates[-1:], estimate]
+                x = _correct(before, estimates, x0, times[max(0, i - 2) : i + 1], order)
+            yield x
+            estimates = [*estimates[-1:], x0]
             before = x
             order = min(2, i + 1, len(times) - 1 - i)  # the last step is of first order
             x = _predict(x, estimates, times[max(0, i - 1) : i + 2], order)
-        if len(times) - 1 in wanted:
-            states.append(x)
-        return Trajectory(torch.stack(states), self.times[sorted(wanted)])
+        yield x
 
 
 def _first(x: Tensor, estimate: Tensor, start: float, stop: float) -> Tensor:

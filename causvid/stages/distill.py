@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from causvid import build, training
+from causvid import build, ranks, training
+from causvid.attention.masks import Rule
 from causvid.errors import UserError
 from causvid.randomness import Draw
 from causvid.registry import register
@@ -29,6 +30,9 @@ class Distill:
 
     name = "distill"
 
+    def shared(self, spec: Spec) -> bool:
+        return True
+
     def reads(self, spec: Spec) -> tuple[str, ...]:
         paths = (
             "world",
@@ -38,6 +42,9 @@ class Distill:
             "init",
             "loss",
             "distill",
+            "precision",
+            "real_score",
+            "fake_score",
             "seed",
         )
         streams = getattr(build.student_input(spec), "streams", False)
@@ -52,7 +59,8 @@ class Distill:
 
     def inputs(self, spec: Spec) -> tuple[str, ...]:
         source = build.construct(spec["init"]).source
-        return tuple(dict.fromkeys(["teacher", *([source] if source else [])]))
+        other = ["real_score"] if spec["real_score"] else []
+        return tuple(dict.fromkeys(["teacher", *other, *([source] if source else [])]))
 
     def outside(self, spec: Spec) -> tuple[Path, ...]:
         return ()
@@ -62,6 +70,7 @@ class Distill:
         options = spec["distill"]
         training.seed_everything(spec, "distill")
         world = build.World(spec)
+        world.ready_text()
         loss = build.construct(spec["loss"])
         nets = networks(context, world, loss.players)
         iterations, batch, per_student = (
@@ -70,7 +79,7 @@ class Distill:
             options["critic_updates"],
         )
         players = _players(nets, loss.players, options)
-        blocks = tuple(build.student_rule(spec).blocks(world.latent_shape[0]))
+        rule = build.student_rule(spec)
         make_input, times = (
             build.student_input(spec),
             build.student_times(spec),
@@ -85,14 +94,14 @@ class Distill:
                 for turn, name in enumerate(turns):
                     # Numbered by the player's own updates: arms with other players or turns stay paired.
                     number = step if name == "student" else step * per_student + turn // len(critics)
-                    samples = range(number * batch, (number + 1) * batch)
+                    samples = ranks.rows(range(number * batch, (number + 1) * batch))
                     data, text, unconditional = world.batch(samples)
                     scene = Scene(
-                        Draw(spec["seed"], f"distill/{name}", number, samples),
+                        Draw(spec["seed"], f"distill/{name}", number, samples, world.device),
                         text,
                         unconditional,
                         nets,
-                        blocks,
+                        tuple(rule.blocks(data.shape[1])),
                         data=data,
                     )
                     # Kept, so that several losses of one player judge the same samples.
@@ -105,24 +114,25 @@ class Distill:
 
 
 def networks(context: Context, world: build.World, players: tuple[str, ...]) -> dict[str, nn.Module]:
-    """The networks by role: student, fake score, teacher (frozen), and a discriminator where the loss trains one."""
+    """The networks by role: student, fake score, teacher (frozen, the real score), and a discriminator where needed."""
     spec = context.spec
-    path = context.inputs["teacher"] / "weights.safetensors"
-    source = build.construct(spec["init"]).source
-    rule = build.student_rule(spec)
-    if source is None:
-        student = build.network(spec, world, rule)
-    else:
-        student = build.load_network(spec, world, rule, context.inputs[source] / "weights.safetensors")
-    teacher = build.load_network(spec, world, build.teacher_rule(spec), path).requires_grad_(False)
-    fake_score = build.load_network(spec, world, build.teacher_rule(spec), path)
+    sees = build.teacher_rule(spec)
+    ready = partial(training.prepare, options=spec["distill"], device=world.device)
+    frozen = partial(training.shard, device=world.device)
+
+    def load(source: str, rule: Rule, ready: build.Ready) -> nn.Module:
+        model = spec["real_score"] if source == "real_score" else None
+        return build.load_network(spec, world, rule, context.inputs[source] / "weights.safetensors", ready, model)
+
+    source, rule = build.construct(spec["init"]).source, build.student_rule(spec)
+    fresh = None if source else ready(build.network(spec, world, rule).to(world.device))
     nets: dict[str, nn.Module] = {
-        "student": student.train(),
-        "teacher": teacher,
-        "fake_score": fake_score.train(),
+        "student": fresh or load(str(source), rule, ready),
+        "teacher": load("real_score" if spec["real_score"] else "teacher", sees, frozen).requires_grad_(False),
+        "fake_score": load(spec["fake_score"], sees, ready),
     }
     if "discriminator" in players:
-        nets["discriminator"] = build.discriminator(spec).train()
+        nets["discriminator"] = ready(build.discriminator(spec).to(world.device))
     return nets
 
 
@@ -131,7 +141,7 @@ def _players(nets: dict[str, nn.Module], names: tuple[str, ...], options: Any) -
         raise UserError(f"loss: distillation needs a loss for the student; this one trains {', '.join(names)}")
     players = {}
     for name in names:
-        training.prepare(nets[name], options)
+        nets[name].train()
         optimizer = options["optimizer"] if name == "student" else options["critic_optimizer"]
         updates = options["iterations"] * (1 if name == "student" else options["critic_updates"])
         section = options if name == "student" else {**options, "ema": 0.0}

@@ -1,25 +1,42 @@
-"""Judgement of all samples by the spec's metrics: ``metrics.json`` (flat), and ``scores.json`` (per video)."""
+"""Judgement of all samples by the spec's metrics: ``metrics.json`` (flat), and ``scores.json`` (per video).
+
+Suites that ``eval`` names are judged from their files: ``SUITE/results.json`` with the rows beside it, and
+``suites.json`` with all of them.
+"""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
-from causvid import build, progress, weights
+from causvid import build, progress, tracking, weights
+from causvid.eval import evaluate_suite, reference
+from causvid.eval.benchmarks import Suite
+from causvid.eval.judges import wanted
+from causvid.eval.judging import Evaluation
+from causvid.eval.results import prompts_digest
 from causvid.eval.statistics import interval
 from causvid.registry import register
 from causvid.runs import Context
 from causvid.spec import Spec
+from causvid.stages.over_time import truth_over_time
 from causvid.stages.sample import SPLIT, from_bytes
+from causvid.stages.suites import metrics_of, prompts_of, suites_of
 from causvid.types import SetMetric
 
 
 @register("stage", "evaluate")
 class Evaluate:
-    """Judges teacher, untrained, ODE-initialised and distilled student, real data, and long rollouts."""
+    """Judges teacher, untrained, ODE-initialised and distilled student, real data, long rollouts, and the suites."""
 
     name = "evaluate"
+
+    def facts(self, spec: Spec) -> list[Any]:
+        """Who can judge: a suite that was judged without weights is judged again when they are there."""
+        return [reference.state(wanted(suite.dimensions), suite.folder) for suite in suites_of(spec)]
 
     def reads(self, spec: Spec) -> tuple[str, ...]:
         return (
@@ -28,10 +45,11 @@ class Evaluate:
             "evaluation.samples",
             "evaluation.rollout_samples",
             "teacher_sampling",
+            "eval",
         )
 
     def inputs(self, spec: Spec) -> tuple[str, ...]:
-        return ("sample_teacher", "sample_start", "sample")
+        return ("sample_teacher", "sample_start", "sample", *(["sample_suites"] if suites_of(spec) else []))
 
     def outside(self, spec: Spec) -> tuple[Path, ...]:
         return ()
@@ -39,7 +57,7 @@ class Evaluate:
     def run(self, context: Context) -> None:
         spec = context.spec
         world = build.World(spec)
-        metrics = [build.construct(metric) for metric in spec["evaluation.metrics"]]
+        metrics = [build.construct(metric) for metric in metrics_of(spec)]
         pixels, captions = world.pixels(range(spec["evaluation.samples"]), SPLIT)
         metrics = [m.knowing(pixels, captions) if hasattr(m, "knowing") else m for m in metrics]
         arms: dict[str, Tensor] = {"real": pixels, **read_arms(context)}
@@ -63,8 +81,59 @@ class Evaluate:
         for end in ("first", "last"):
             if f"rollout_{end}.ok" in numbers:
                 numbers[f"student.ok_{end}_tenth"] = numbers[f"rollout_{end}.ok"]
-        weights.write_json(context.folder / "scores.json", {"captions": captions, "scores": scores})
+        judged = {suite.name: judge(context, suite, world, metrics) for suite in suites_of(spec)}
+        for name, found in judged.items():
+            numbers.update(suite_numbers(name, found))
+        if judged:
+            weights.write_json(context.folder / "suites.json", judged)
+        protocol = {
+            "captions": prompts_digest(captions), "samples": len(captions),
+            "rollouts": spec["evaluation.rollout_samples"], "metrics": [dict(m) for m in metrics_of(spec)],
+        }  # fmt: skip
+        weights.write_json(
+            context.folder / "scores.json", {"captions": captions, "scores": scores, "protocol": protocol}
+        )
         weights.write_json(context.folder / "metrics.json", numbers)
+        tracking.log(context, numbers, captions, scores, judged)
+
+
+def judge(context: Context, suite: Suite, world: build.World, metrics: list[Any]) -> dict[str, Any]:
+    """A suite's results, with the truth metrics over time where the world knows the truth of its captions."""
+    spec, out = context.spec, context.folder / suite.name
+    prompts = prompts_of(suite, world, spec["evaluation.samples"])
+    videos = context.inputs["sample_suites"] / suite.name
+    others = sorted(set(context.folder.parent.glob(f"*/{suite.name}/rows.jsonl")) - {out / "rows.jsonl"})
+    with progress.bar(f"judge {suite.name}", len({p.text for p in prompts}) * suite.per_prompt) as show:
+        found: Evaluation = evaluate_suite.evaluate(
+            videos, prompts, out, suite.policy, suite.per_prompt, suite.dimensions, suite.folder, others,
+            show=lambda done, total: show(done, f"of {total} videos"),
+        )  # fmt: skip
+    if found.unjudged:
+        context.say(
+            f"{suite.name}: {len(found.unjudged)} dimensions are not judged; 'causvid doctor vbench --long' says what "
+            "they lack"
+        )
+    for name, problem in found.problems:
+        context.say(f"{suite.name}: left out: '{name}' {problem}")
+    results = json.loads((out / "results.json").read_text())
+    results["over_time"] = truth_over_time(videos, found.prompts, metrics, world) | results["over_time"]
+    return results
+
+
+def suite_numbers(name: str, found: dict[str, Any]) -> dict[str, float]:
+    """A suite's scores as ``student.SUITE.DIMENSION`` with intervals over videos, and its totals where computable."""
+    import torch
+
+    out: dict[str, float] = {}
+    for dimension, score in {**found["scores"], **found["proxies"]}.items():
+        if score is None:
+            continue
+        each = [row["score"] for row in found["videos"][dimension] if row["score"] is not None]
+        low, high = interval(torch.tensor(each))
+        key = f"student.{name}.{dimension}"
+        out |= {key: score, f"{key}.low": low, f"{key}.high": high}
+    totals = {key: found["totals"][key] for key in ("total", "quality", "semantic")}
+    return out | {f"student.{name}.{key}": value for key, value in totals.items() if value is not None}
 
 
 def read_arms(context: Context) -> dict[str, Tensor]:

@@ -1,23 +1,29 @@
 """Trajectories of the teacher: where an ODE-initialised student starts and where it must arrive.
 
-Writes ``pairs-NNNN.safetensors``, one file per batch, each with ``states`` (``k b f c h w``, fp16) and ``times``;
-which captions and which noise they belong to follows from the sample indices, so they need not be stored. A killed run
-goes on with the next batch.
+Writes a store ``pairs`` (see ``causvid.data.lmdb_store``): a row per sample with its states (``k f c h w``, fp16), its
+caption and its text; the states' times stand in the header. Batches are files first, which several processes write, and
+the first process puts them into the store. A killed run goes on with the next batch.
 """
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import torch
 
-from causvid import build, progress, weights
-from causvid.errors import UserError
+from causvid import build, progress, ranks, weights
+from causvid.data import trajectories
+from causvid.data.digest import finish
+from causvid.data.lmdb_store import Writer
 from causvid.randomness import Draw
 from causvid.registry import register
 from causvid.runs import Context
 from causvid.spec import Spec
-from causvid.types import Trajectory
+from causvid.types import Text, Trajectory
+
+STORE, PARTS = "pairs", "parts"
 
 
 @register("stage", "ode_pairs")
@@ -26,8 +32,11 @@ class OdePairs:
 
     name = "ode_pairs"
 
+    def shared(self, spec: Spec) -> bool:
+        return True
+
     def reads(self, spec: Spec) -> tuple[str, ...]:
-        return (*build.teacher_reads(spec), "teacher_sampling", "ode_pairs")
+        return (*build.teacher_reads(spec), "teacher_sampling", "ode_pairs", "precision")
 
     def inputs(self, spec: Spec) -> tuple[str, ...]:
         return ("teacher",)
@@ -39,6 +48,7 @@ class OdePairs:
         spec = context.spec
         options = spec["ode_pairs"]
         world = build.World(spec)
+        world.ready_text()
         teacher = build.load_network(
             spec,
             world,
@@ -46,35 +56,38 @@ class OdePairs:
             context.inputs["teacher"] / "weights.safetensors",
         )
         solver = build.teacher_sampler(spec, options["steps"])
-        wanted = build.stored_times(spec).tolist()
-        keep = [i for i, time in enumerate(solver.times.tolist()) if time in wanted]
+        times = build.stored_times(spec)
+        keep = [i for i, time in enumerate(solver.times.tolist()) if time in times.tolist()]
         count, batch = options["count"], options["batch"]
+        parts = {
+            context.folder / PARTS / f"{start:08d}.safetensors": range(start, min(start + batch, count))
+            for start in range(0, count, batch)
+        }
+        if (context.folder / STORE / "digest.json").is_file():
+            return
         with progress.bar("ode pairs", count) as show:
-            for start in range(0, count, batch):
-                path = context.folder / f"pairs-{start // batch:04d}.safetensors"
-                if not path.is_file():
-                    samples = range(start, min(start + batch, count))
-                    _, text, unconditional = world.batch(samples)
+            for number, (path, samples) in enumerate(parts.items()):
+                if number % ranks.count() == ranks.number() and not path.is_file():
+                    captions, text, unconditional = world.prompts(samples)
                     # Pairs are data, not training: every seed of an experiment regresses the same ones.
-                    noise = Draw(0, "ode_pairs", 0, samples).normal("noise", *world.latent_shape)
+                    noise = Draw(0, "ode_pairs", 0, samples, world.device).normal("noise", *world.latent_shape)
                     trajectory = solver(teacher, noise, text, unconditional, keep)
-                    weights.write_tensors(
-                        path,
-                        {
-                            "states": trajectory.states.to(torch.float16),
-                            "times": trajectory.times,
-                        },
-                    )
-                show(min(start + batch, count))
-
-
-def read_pairs(folder: Path) -> Trajectory:
-    """All pairs of a finished stage, in the order of their samples: states ``k b f c h w`` in fp16.
-
-    Raises:
-        UserError: files are missing or disagree on their times.
-    """
-    parts = [weights.read_tensors(path)[0] for path in sorted(folder.glob("pairs-*.safetensors"))]
-    if not parts or any(not torch.equal(part["times"], parts[0]["times"]) for part in parts):
-        raise UserError(f"{folder} holds no pairs, or pairs of different times; delete it and run again")
-    return Trajectory(torch.cat([part["states"] for part in parts], dim=1), parts[0]["times"])
+                    tensors = {"states": trajectory.states.to(torch.float16), "text": text.embeddings}
+                    weights.write_tensors(path, tensors, {"captions": json.dumps(captions)})
+                show(samples.stop)
+        ranks.wait()
+        made_by = {
+            "codec": dict(spec["world.codec"]), "text_encoder": dict(spec["world.text_encoder"]),
+            "provenance": {"from": "ode_pairs"},
+        }  # fmt: skip
+        header = trajectories.header(times, world.latent_shape, world.unconditional(1), made_by)
+        if ranks.first():
+            with Writer(context.folder / STORE, header) as writer:
+                for path, samples in parts.items():
+                    tensors, told = weights.read_tensors(path)
+                    found = Trajectory(tensors["states"], times)
+                    captions, text = json.loads(told["captions"]), Text(tensors["text"])
+                    writer.add(trajectories.rows_of(samples, captions, text, found))
+            finish(context.folder / STORE)
+            shutil.rmtree(context.folder / PARTS)
+        ranks.wait()

@@ -39,7 +39,8 @@ class Report:
         return tuple(key for key in spec.data if key not in ("runtime", "sweep"))
 
     def inputs(self, spec: Spec) -> tuple[str, ...]:
-        ode = ("ode_pairs", "ode_init") if spec["init"]["name"] == "ode" else ()
+        ode = ("ode_init",) if spec["init"]["name"] == "ode" else ()
+        ode = ("ode_pairs", *ode) if ode and not spec["ode_init.pairs"] else ode
         return ("teacher", *ode, "distill", "sample_teacher", "sample_start", "sample", "evaluate")
 
     def outside(self, spec: Spec) -> tuple[Path, ...]:

@@ -38,7 +38,7 @@ class SampleTeacher:
 
     def reads(self, spec: Spec) -> tuple[str, ...]:
         judged = ("evaluation.samples", "evaluation.teacher_steps", "evaluation.batch")
-        return (*build.teacher_reads(spec), "teacher_sampling", *judged)
+        return (*build.teacher_reads(spec), "teacher_sampling", "precision", *judged)
 
     def inputs(self, spec: Spec) -> tuple[str, ...]:
         return ("teacher",)
@@ -79,7 +79,7 @@ class _StudentStage:
 
     def reads(self, spec: Spec) -> tuple[str, ...]:
         student = ("student.steps", "student.shift", "student.causal", "student.sampler")
-        return ("world", "model", "causal", "teacher", *student, "evaluation.samples", "evaluation.batch")
+        return ("world", "model", "causal", "teacher", "precision", *student, "evaluation.samples", "evaluation.batch")
 
 
 @register("stage", "sample_start")
@@ -171,8 +171,8 @@ def collect(
             samples = range(start, min(start + batch, count))
             _, text, free = world.batch(samples, SPLIT)
             # Evaluation noise does not depend on the training seed: arms of an ablation are paired.
-            latents = clips(text, free, Draw(0, "evaluation", 0, samples))
-            parts.append(to_bytes(world.codec.decode(latents)))
+            latents = clips(text, free, Draw(0, "evaluation", 0, samples, world.device))
+            parts.append(to_bytes(world.codec.decode(latents)).cpu())
             show(start + len(samples))
         weights.write_tensors(path, {"videos": torch.cat(parts)})
     show(count)
@@ -188,8 +188,11 @@ def long_rollouts(context: Context, world: build.World, student: Any, sampler: A
     _, text, _ = world.batch(samples, SPLIT)
     frames, *frame = world.latent_shape
     total = frames * spec["evaluation.rollout_factor"]
-    blocks = [block.latents for block in sampler.stream(student, (total, *frame), text, Draw(0, "rollout", 0, samples))]
-    videos = to_bytes(world.codec.decode(torch.cat(blocks, dim=1)))
+    blocks = [
+        block.latents
+        for block in sampler.stream(student, (total, *frame), text, Draw(0, "rollout", 0, samples, world.device))
+    ]
+    videos = to_bytes(world.codec.decode(torch.cat(blocks, dim=1))).cpu()
     length = world.codec.pixel_frames(frames)
     weights.write_tensors(
         path,
@@ -206,7 +209,7 @@ def measure(context: Context, world: build.World, student: Any, sampler: Any, re
     full = build.teacher_sampler(spec)
     few = {n: build.teacher_sampler(spec, n) for n in spec["evaluation.teacher_steps"]}
     _, text, free = world.batch([0], SPLIT)
-    draw = Draw(0, "timing", 0, [0])
+    draw = Draw(0, "timing", 0, [0], world.device)
     noise = draw.normal("noise", *world.latent_shape)
 
     def stream() -> tuple[float, float]:

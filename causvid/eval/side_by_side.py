@@ -1,0 +1,105 @@
+"""Results of judged folders side by side, and what a comparison could see, from the files that commands leave."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from causvid.errors import UserError
+from causvid.eval.ablation import detectable_at
+from causvid.eval.results import require_comparable
+
+TOTALS = ("total", "quality", "semantic")
+SEEDS = (2, 3, 5, 10)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        UserError: unreadable, or something else.
+    """
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} can't be read as JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} holds a {type(found).__name__}; a JSON object is accepted")
+    return found
+
+
+def compare(files: Sequence[Path], across: bool = False) -> dict[str, Any]:
+    """{"mark", "names", "rows": [{"measure", "values", "differences"}]}; differences are to the first file.
+
+    Raises:
+        UserError: a file that is no results.json, or different protocols where ``across`` was not asked for.
+    """
+    if len(files) < 2:
+        raise UserError("give two results.json or more")
+    tables = {}
+    for path in files:
+        found = read(path)
+        if not {"protocol", "scores", "totals"} <= set(found):
+            raise UserError(f"{path} is no results.json of 'causvid eval videos'")
+        tables[str(path)] = found
+    if len(tables) < len(files):
+        raise UserError("a file is given twice")
+    mark = require_comparable({name: each["protocol"] for name, each in tables.items()}, across)
+    columns = [{**{name: each["totals"].get(name) for name in TOTALS}, **each["scores"], **each["proxies"]}
+               for each in tables.values()]  # fmt: skip
+    rows = []
+    for measure in dict.fromkeys(name for column in columns for name in column):
+        values = [column.get(measure) for column in columns]
+        first = values[0]
+        away = [None if v is None or first is None else v - first for v in values]
+        if any(value is not None for value in values):
+            rows.append({"measure": measure, "values": values, "differences": away})
+    return {"mark": mark, "names": list(tables), "rows": rows}
+
+
+def text(table: Mapping[str, Any]) -> str:
+    """The table for eyes; totals are in percent."""
+    lines = [table["mark"]] if table["mark"] else []
+    lines += [f"{number}: {name}" for number, name in enumerate(table["names"])]
+    for row in table["rows"]:
+        cells = [
+            "-" if value is None else f"{value:.4f}" + (f" ({away:+.4f})" if number and away is not None else "")
+            for number, (value, away) in enumerate(zip(row["values"], row["differences"], strict=True))
+        ]
+        lines.append(f"{row['measure']:<24} " + "  ".join(f"{cell:>20}" for cell in cells))
+    return "\n".join(lines)
+
+
+def power(path: Path, arm: int) -> dict[str, dict[str, float]]:
+    """For each measure of a pilot arm the least difference that SEEDS training seeds would find.
+
+    Raises:
+        UserError: no such arm, or one of a single seed, which says nothing of the spread between trainings.
+    """
+    groups = read(path).get("comparisons")
+    if not isinstance(groups, list) or not 1 <= arm <= len(groups):
+        raise UserError(f"{path} is no sweep with an arm {arm}")
+    group, out = groups[arm - 1], {}
+    for measure, cell in group["measures"].items():
+        spread = cell.get("deviation")
+        if spread is not None and math.isfinite(spread):
+            out[measure] = {str(seeds): detectable_at(spread, seeds) for seeds in SEEDS}
+    if not out:
+        raise UserError(
+            f"arm {arm}, '{group['arm']}', has {group['seeds']} training seed: a pilot needs two or more, or the "
+            "spread between trainings is not known; list seeds in the sweep, seed: [0, 1]"
+        )
+    return out
+
+
+def power_text(table: Mapping[str, Mapping[str, float]]) -> str:
+    """The table for eyes."""
+    lines = [f"{'least difference found, seeds:':<36}" + "".join(f"{seeds:>10}" for seeds in SEEDS)]
+    return "\n".join(
+        [*lines, *(f"{name:<36}" + "".join(f"{row[str(s)]:>10.4f}" for s in SEEDS) for name, row in table.items())]
+    )

@@ -1,0 +1,144 @@
+"""``causvid plan``: FLOPs against PyTorch's counter, memory against what a step takes, and what would make it fit."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch.distributed._tools.mem_tracker import MemTracker
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from causvid import build, cli, costs, spec, training
+from causvid.errors import UserError
+from causvid.types import Text
+
+CUT = """
+base: wan/causal_dmd
+world:
+  dataset: {path: nowhere, shape: [6, 16, 8, 16]}
+  codec: {base_dim: 8}
+  text_encoder: {dim: 32, layers: 2, heads: 4, ffn_dim: 48, vocabulary_size: 64, length: 12}
+model: {dim: 192, ffn_dim: 768, heads: 4, layers: 4, freq_dim: 32}
+ode_pairs: {count: 4, batch: 2}
+ode_init: {iterations: 3, batch: 2}
+distill: {iterations: 2, batch: 2, critic_updates: 1}
+"""
+
+
+@pytest.fixture(scope="module")
+def cut(tmp_path_factory):
+    path = tmp_path_factory.mktemp("costs") / "cut.yaml"
+    path.write_text(CUT)
+    return str(path)
+
+
+def inputs(world, batch=1, device="cpu"):
+    x = torch.zeros(batch, *world.latent_shape, device=device)
+    return x, torch.full(x.shape[:2], 0.5, device=device), Text(torch.zeros(batch, 12, 32, device=device))
+
+
+@pytest.mark.parametrize(
+    "mask", ["block_causal", "bidirectional", "{name: sliding_window, block_frames: 2, window_frames: 4}"]
+)
+def test_flops_of_a_pass_are_those_that_the_counter_counts(cut, mask):
+    arm = spec.load(cut, [f"causal.mask={mask}"] if mask != "bidirectional" else ["student.causal=false",
+                    "student.sampler=few_step"])  # fmt: skip
+    world, rule = build.World(arm), build.student_rule(arm)
+    with torch.device("meta"):
+        model = build.network(arm, world, rule)
+    counter = FlopCounterMode(display=False)
+    with counter, sdpa_kernel(SDPBackend.MATH):
+        out = model(*inputs(world, device="meta"))
+    assert counter.get_total_flops() == costs.network(arm, world, rule).forward
+    with counter, sdpa_kernel(SDPBackend.MATH):
+        model(*inputs(world, device="meta")).prediction.sum().backward()
+    assert counter.get_total_flops() == pytest.approx(3 * costs.network(arm, world, rule).forward, rel=0.02)
+    assert out.prediction.shape == (1, *world.latent_shape)
+
+
+@pytest.mark.parametrize(
+    ("precision", "checkpointing"),
+    [("fp32", False), pytest.param("fp32", True, marks=pytest.mark.slow),
+     pytest.param("bf16", False, marks=pytest.mark.slow), pytest.param("bf16", True, marks=pytest.mark.slow)],
+)  # fmt: skip
+def test_memory_of_a_step_is_what_it_takes(cut, precision, checkpointing):
+    """Within 15%, on the CPU at reduced depth: weights, gradients, optimizer, average and activations together."""
+    arm = spec.load(cut, [f"precision={precision}", f"ode_init.activation_checkpointing={checkpointing}".lower(),
+                          "ode_init.ema=0.9"])  # fmt: skip
+    world, rule = build.World(arm), build.student_rule(arm)
+    model = build.network(arm, world, rule)
+    training.prepare(model, arm["ode_init"], world.device)
+    player = training.Player(model, arm["ode_init.optimizer"], arm["ode_init"], 3)
+
+    def step():
+        player.step(model(*inputs(world, 2)).x0.pow(2).mean())
+
+    step()  # after which the optimizer has its state
+    tracker = MemTracker()
+    tracker.track_external(model, *player.optimizers, *player.average.values())
+    with tracker:
+        step()
+    measured = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"]
+    (cost,) = costs.of(arm, ["ode_init"], 1)
+    assert cost.peak == pytest.approx(measured, rel=0.15), cost.memory
+
+
+def test_memory_is_shared_by_processes_and_the_whole_is_told_by_hand(cut):
+    arm = spec.load(cut)
+    one, two = (costs.of(arm, ["distill"], n)[0] for n in (1, 2))
+    world = build.World(arm)
+    parameters = sum(p.numel() for p in build.network(arm, world, build.student_rule(arm)).parameters())
+    assert one.parameters == 3 * parameters and one.memory["weights"] == 12 * parameters
+    assert one.memory["optimizer"] == 16 * parameters and two.memory["optimizer"] == 8 * parameters
+    assert (
+        two.memory["activations"] < one.memory["activations"] and one.memory["gathered"] == 0 < two.memory["gathered"]
+    )
+    assert one.flops == two.flops > costs.of(arm, ["ode_init"], 1)[0].flops
+
+
+def test_the_cache_of_the_released_sizes():
+    """In bf16 all 21 latent frames of a clip; or the window's 21, less the three of the block at work."""
+    for name, frames in (("wan/causal", 21), ("wan/causal_window", 18)):
+        held = costs.stream(spec.load(name, ["precision=bf16"]))
+        assert abs(held["cache"] / 2**30 - 5.6 * frames / 21) < 0.05 and held["codec"] == 507_609_880
+
+
+def call(capsys, *arguments):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["plan", *arguments])
+    out, err = capsys.readouterr()
+    return ended.value.code or 0, out, " ".join(err.split())
+
+
+def test_the_plan_of_the_released_recipe_on_its_64_gpus_and_on_a_small_one(capsys, tmp_path):
+    status, out, _ = call(capsys, "wan/causal_dmd", "runtime.gpus=64", "--json", "--runs", str(tmp_path))
+    rows = {row["stage"]: row for row in json.loads(out)}
+    assert status == 0 and list(rows) == ["teacher", "ode_pairs", "ode_init", "distill"]
+    cost = rows["distill"]["cost"]
+    assert cost["parameters"] == 3 * 1_418_996_800 and cost["peak"] < 80e9 and cost["gpu_hours"] > 10
+    small = spec.load("wan/causal_dmd", ["runtime.gpus=1", "runtime.memory=24GB"])
+    told = "\n".join(costs.lines(small, costs.of(small, ["distill"], 1)))
+    assert "distill    does not fit into 24GB; it would with" in told and "runtime.gpus=" in told
+
+
+def test_what_would_make_it_fit_does(cut):
+    arm = spec.load(cut, ["distill.activation_checkpointing=false", "distill.batch=8"])
+    limit = 0.7 * costs.of(arm, ["distill"], 1)[0].peak
+    ways = costs.remedies(arm, "distill", 1, limit)
+    assert ways
+    for way in ways:
+        changes = [word for word in way.split() if "=" in word]
+        changed = spec.load(cut, ["distill.activation_checkpointing=false", "distill.batch=8", *changes])
+        if len(changes) == len(way.split()):
+            assert costs.of(changed, ["distill"], changed["runtime.gpus"] or 1)[0].peak <= limit
+
+
+@pytest.mark.parametrize("size", ["24", "24TB", "much", "1.2.3GB"])
+def test_sizes_are_read_with_their_unit(size):
+    if size == "24":
+        assert costs.memory_of(size) == 24 and costs.memory_of("24GB") == 24e9 and costs.memory_of("2 GiB") == 2**31
+    else:
+        with pytest.raises(UserError, match="is no size"):
+            costs.memory_of(size)

@@ -1,0 +1,132 @@
+"""Results side by side, power before a run, and what goes to outside loggers."""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from causvid import spec as specs
+from causvid import tracking, weights
+from causvid.cli import app
+from causvid.errors import UserError
+from causvid.eval import side_by_side
+from causvid.eval.ablation import detectable, mean_of
+from causvid.eval.sweep_page import HELD_OUT, Judged, Scored, findings
+from causvid.runs import Context
+
+
+def results(path, score, **protocol):
+    totals = {"total": None, "quality": None, "semantic": None}
+    path.write_text(json.dumps({"protocol": {"seeds": "s", **protocol}, "scores": {"color": score, "scene": None},
+                                "proxies": {"proxy_dynamics": 2.0}, "totals": totals}))  # fmt: skip
+    return str(path)
+
+
+def test_results_are_compared_and_other_protocols_refused(tmp_path):
+    one, two = results(tmp_path / "1.json", 0.5), results(tmp_path / "2.json", 0.75)
+    result = CliRunner().invoke(app, ["eval", "compare", one, two, "--json"])
+    table = json.loads(result.stdout)
+    assert table["mark"] == "" and [row["measure"] for row in table["rows"]] == ["color", "proxy_dynamics"]
+    assert table["rows"][0] == {"measure": "color", "values": [0.5, 0.75], "differences": [0.0, 0.25]}
+    other = results(tmp_path / "3.json", 0.9, seeds="t")
+    with pytest.raises(UserError, match="different protocols.*seeds.*--across-protocols"):
+        side_by_side.compare([tmp_path / "1.json", tmp_path / "3.json"])
+    result = CliRunner().invoke(app, ["eval", "compare", one, other, "--across-protocols"])
+    assert result.stdout.startswith("DIFFERENT PROTOCOLS") and "(+0.4000)" in result.stdout
+    (tmp_path / "4.json").write_text("{}")
+    for bad, word in ((["4.json", "1.json"], "no results.json"), (["1.json"], "two"), (["1.json", "9.json"], "exist"),
+                      (["1.json", "1.json"], "twice")):  # fmt: skip
+        with pytest.raises(UserError, match=word):
+            side_by_side.compare([tmp_path / name for name in bad])
+
+
+def test_power_is_told_from_a_pilot_and_not_from_one_seed(tmp_path):
+    values = torch.rand(3, 12, generator=torch.Generator().manual_seed(0)).double()
+    runs = [Judged({"init": "a", "seed": n}, {HELD_OUT: Scored({"ok": {str(p): v for p, v in enumerate(row)}})})
+            for n, row in enumerate(values.tolist())]  # fmt: skip
+    runs.append(Judged({"init": "b", "seed": 0}, runs[0].suites))
+    path = tmp_path / "sweep.json"
+    weights.write_json(path, {"comparisons": findings("x", runs).as_json()})
+    result = CliRunner().invoke(app, ["eval", "power", str(path), "--json"])
+    found = json.loads(result.stdout)["ok"]
+    for seeds in side_by_side.SEEDS:
+        assert found[str(seeds)] == pytest.approx(detectable({"s": {"ok": values}}, mean_of("ok"), seeds))
+    assert found["2"] > found["3"] > found["5"] > found["10"]
+    assert "ok" in CliRunner().invoke(app, ["eval", "power", str(path)]).stdout
+    with pytest.raises(UserError, match="a pilot needs two"):
+        side_by_side.power(path, 2)
+    with pytest.raises(UserError, match="arm 3"):
+        side_by_side.power(path, 3)
+
+
+class Fake(types.ModuleType):
+    """What wandb is asked for, kept."""
+
+    def __init__(self):
+        super().__init__("wandb")
+        self.logged, self.options, self.summary, self.finished = [], {}, {}, False
+
+    def init(self, **options):
+        self.options = options
+        return self
+
+    def define_metric(self, name, step_metric):
+        self.logged.append({"defined": name})
+
+    def log(self, values):
+        self.logged.append(values)
+
+    def finish(self):
+        self.finished = True
+
+    def Table(self, columns, data):
+        assert all(len(row) == len(columns) for row in data)
+        return [dict(zip(columns, row, strict=True)) for row in data]
+
+    def Video(self, path, caption, format):
+        assert Path(path).read_bytes()[4:8] == b"ftyp"
+        return caption
+
+
+def evaluation(tmp_path, loggers):
+    spec = specs.load("tiny/causvid", [f"runtime.loggers={loggers}"])
+    videos = (torch.arange(3)[:, None, None, None, None] * 80).expand(3, 4, 3, 32, 32).byte()
+    weights.write_tensors(tmp_path / "sample" / "student.safetensors", {"videos": videos})
+    tracking.log(
+        Context(spec, tmp_path, {"sample": tmp_path / "sample"}, print),
+        {"student.ok": 0.5, "student.ok.low": 0.25, "student.ok.high": 0.75}, ["a", "b", "c"],
+        {"student": {"ok": [1.0, 0.0, 1.0]}},
+        {"long": {"videos": {}, "over_time": {"ok": [{"seconds": 0.0, "mean": 1.0}, {"seconds": 2.0, "mean": 0.5}]}}},
+    )  # fmt: skip
+
+
+def test_scalars_curves_tables_and_videos_go_to_wandb_and_only_if_asked(tmp_path, monkeypatch):
+    fake = Fake()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    evaluation(tmp_path, "[jsonl]")
+    assert fake.options == {}
+    monkeypatch.setattr(tracking, "suite_videos", lambda *_: [])
+    evaluation(tmp_path, "[{name: wandb, project: p}]")
+    logged = {key: value for each in fake.logged for key, value in each.items()}
+    assert (fake.options["mode"], fake.options["project"], fake.finished) == ("offline", "p", True)
+    assert fake.summary == {"student.ok": 0.5} and logged["videos/held_out"] == ["a", "b", "c"]
+    assert logged["metrics"] == [{"arm": "student", "measure": "ok", "mean": 0.5, "low": 0.25, "high": 0.75}]
+    assert logged["held_out"][1] == {"caption": "b", "ok": 0.0}
+    assert [e["long/over_time/ok"] for e in fake.logged if "long/over_time/ok" in e] == [1.0, 0.5]
+
+
+@pytest.mark.slow
+def test_wandb_itself_takes_an_evaluation_offline(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setattr(tracking, "suite_videos", lambda *_: [])
+    evaluation(tmp_path, "[wandb]")
+    (written,) = tmp_path.rglob("*.wandb")
+    assert written.stat().st_size > 1000
+    assert len(list(tmp_path.rglob("media/videos/**/*.mp4"))) == 3
+    assert len(list(tmp_path.rglob("media/table/**/*.json"))) >= 2
