@@ -43,10 +43,8 @@ LEVELS = (
     ("streaming",),
     ("generation",),
     ("wan_generation", "wan_weights", "convert", "launch", "comparison"),
-    ("suite_generation",),
-    ("serve",),
-    ("cli_data", "cli_eval", "cli_vbench", "cli_wan", "cli_generate", "cli_sweep"),
-    ("cli_serve",),
+    ("serve", "suite_generation"),
+    ("cli_data", "cli_eval", "cli_vbench", "cli_wan", "cli_generate", "cli_serve", "cli_sweep"),
     ("cli",),
     ("__main__",),
 )

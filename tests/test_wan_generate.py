@@ -90,9 +90,8 @@ def test_everything_may_happen_in_a_stream_of_wan(place, capsys):
     steered = ["--prompts-at", "0:a red fox;10:the snow", "--on-prompt", "recache", "--video", place / "source.mp4",
                "--strength", "0.7", "--cache", "{name: sink_window, window_frames: 3}", "--frames", "33"]  # fmt: skip
     made = video(place, capsys, "causal", *steered, "--record", place / "s.session", "--stream", out="grown.mp4")
-    again = video(place, capsys, "causal", "--replay", place / "s.session", out="again.mp4")
-    # The replay compared every block's bytes. What is left is what two encoders lose of noise, as random weights make.
-    assert made.shape == again.shape == (33, 3, 16, 32) and (made - again).abs().mean() < 0.25 * made.std()
+    again = video(place, capsys, "causal", "--replay", place / "s.session", "--stream", out="again.mp4")
+    assert made.shape == (33, 3, 16, 32) and torch.equal(made, again)
     (place / "p.png").write_bytes(png(np.full((20, 40, 3), 200, np.uint8)))
     pixels = video(place, capsys, "causal", "a red fox", "--image", place / "p.png", "--image-as", "alone", out="i.mp4")
     assert pixels.shape == (21, 3, 16, 32)
