@@ -84,6 +84,11 @@ def weights(
             "at these paths; --fetch --from URI takes them from any place that fsspec reads",
             highlight=False, soft_wrap=True,
         )  # fmt: skip
+    if wan_weights.needs_student(name):
+        console.print(
+            "To sample it, give a student's weights with --model, too: one of your own, or what CausVid released "
+            "('causvid weights causvid --weights DIR')", highlight=False, soft_wrap=True,
+        )  # fmt: skip
     print(json.dumps(rows) if as_json else folder.resolve())
     if missing:
         raise typer.Exit(3)

@@ -249,6 +249,8 @@ def lines(spec: Spec, costs: list[Cost]) -> list[str]:
     if held:
         parts = ", ".join(f"{name} {size / 1e9:.3g}" for name, size in held.items())
         out.append(f"{'streaming':<10} {sum(held.values()) / 1e9:.3g} GB ({parts}), without activations")
+        if limit is not None and sum(held.values()) > limit:
+            out.append(f"{'streaming':<10} does not fit into {spec['runtime.memory']}; take a smaller window, or bf16")
     return out
 
 

@@ -120,28 +120,45 @@ def open_tensors(path: Path, stem: str = "diffusion_pytorch_model", part: str | 
         raise UserError(f"weights {path} do not exist")
     if path.name.endswith(INDEX):
         return _open_index(path)
+    start = _start(path)
+    if start.startswith(b"PK") or path.suffix in (".pt", ".pth", ".bin", ".ckpt"):
+        return _open_pickle(path, part)
+    return _Safetensors(path, [path])
+
+
+def _start(path: Path) -> bytes:
+    """A file's first bytes.
+
+    Raises:
+        UserError: they are those of a web page or of a Git LFS pointer.
+    """
     with path.open("rb") as stream:
         start = stream.read(512)
     if start.lstrip()[:1] == b"<":
         raise UserError(f"{path} is a web page, not weights: the download failed or needs a login; fetch it again")
     if start.startswith(b"version https://git-lfs"):
         raise UserError(f"{path} is a Git LFS pointer, not weights; fetch the file itself (git lfs pull)")
-    if start.startswith(b"PK") or path.suffix in (".pt", ".pth", ".bin", ".ckpt"):
-        return _open_pickle(path, part)
-    return _Safetensors(path, [path])
+    return start
 
 
 def _open_folder(folder: Path, stem: str) -> TensorFiles:
-    index = folder / f"{stem}{INDEX}"
+    index, shards = folder / f"{stem}{INDEX}", sorted(folder.glob(f"{stem}-*-of-*.safetensors"))
+    whole = [folder / f"{stem}{ending}" for ending in (".safetensors", ".pth", ".pt")]
+    whole = [file for file in whole if file.is_file()]
+    found = [*whole, *([index] if index.is_file() else shards[:1])]
+    if len(found) > 1:
+        names = ", ".join(file.name for file in found)
+        raise UserError(f"{folder} holds the same weights more than once ({names}): move away all but one")
     if index.is_file():
         return _open_index(index)
-    for ending in (".safetensors", ".pth", ".pt"):
-        if (folder / f"{stem}{ending}").is_file():
-            return open_tensors(folder / f"{stem}{ending}")
-    shards = sorted(folder.glob(f"{stem}-*-of-*.safetensors"))
+    if whole:
+        return open_tensors(whole[0])
     if not shards:
         held = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"
-        raise UserError(f"{folder} holds no {stem}.safetensors and no index of shards; it holds {held}")
+        raise UserError(
+            f"{folder} holds no {stem}.safetensors, .pth or .pt, and no index of shards; it holds {held}. 'causvid "
+            "weights SPEC --weights DIR' lists what a spec needs, and where it comes from"
+        )
     count = int(shards[0].stem.rpartition("-")[2])
     if len(shards) != count:
         raise UserError(f"{folder} holds {len(shards)} of {count} shards of {stem}; fetch the missing ones")
@@ -180,7 +197,12 @@ def _open_pickle(path: Path, part: str | None) -> TensorFiles:
         raise UserError(f"{path} holds several models: choose one of {', '.join(groups)}")
     else:
         raise UserError(f"{path} holds no dictionary of tensors; its keys are {_some(list(map(str, content)))}")
-    return _Pickle(path, {_unwrapped(name): tensor for name, tensor in tensors.items()})
+    by_name = {_unwrapped(name): tensor for name, tensor in tensors.items()}
+    if len(by_name) != len(tensors):
+        names = [_unwrapped(name) for name in tensors]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise UserError(f"{path} holds tensors twice, with a training wrapper's prefix and without: {_some(twice)}")
+    return _Pickle(path, by_name)
 
 
 def parts(path: Path) -> list[str]:
@@ -197,11 +219,10 @@ def load_pickle(path: Path) -> Mapping[str, Any]:
     """What ``torch.save`` wrote, read as data and mapped into memory where its format allows.
 
     Raises:
-        UserError: damaged, or it would run code.
+        UserError: damaged, no weights at all, or it would run code.
     """
     try:
-        with path.open("rb") as stream:
-            zipped = stream.read(2) == b"PK"
+        zipped = _start(path).startswith(b"PK")
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
         if "Unsupported global" in str(error) or "weights_only" in str(error).lower():

@@ -22,6 +22,7 @@ from causvid.randomness import Draw
 from causvid.streaming.engine import Engine
 from causvid.streaming.script import Play, Script
 from causvid.types import DenoiserOutput, Text
+from causvid.world import existing
 
 SMALLEST = 16  # pixels: 8 of the VAE times a patch of 2
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -81,6 +82,7 @@ class Studio:
     """A spec with weights: everything that is needed to make videos of it."""
 
     def __init__(self, request: Request) -> None:
+        request = replace(request, device=str(existing(request.device, "--device")))
         self.request, self.spec = request, specs.load(request.spec, request.overrides)
         self.dtype = _dtype(request)
         self.world = build.World(self.spec, weights=request.weights, store=request.store, device=request.device)

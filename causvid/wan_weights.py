@@ -108,6 +108,11 @@ def folder_of(name: str) -> str:
     raise UserError(f"'{name}' is of no released size; accepted: a spec under wan/, or one of {', '.join(FOLDERS)}")
 
 
+def needs_student(name: str) -> bool:
+    """Whether sampling a spec takes the weights of a student beside the folder."""
+    return name not in FOLDERS and specs.load(name)["sample"] == "student"
+
+
 def survey(name: str, folder: Path, verify: bool = False) -> list[dict[str, Any]]:
     """For each file: where it was looked for, its state, size, digest and licence.
 

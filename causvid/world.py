@@ -55,21 +55,30 @@ def device(spec: Spec) -> torch.device:
     Raises:
         UserError: torch knows no such device, or this machine has none.
     """
-    name = spec["runtime.device"]
+    return ranks.start(existing(spec["runtime.device"], "runtime.device"))
+
+
+def existing(name: str, asked: str) -> torch.device:
+    """The device of a name, if it is here; ``auto`` is an accelerator where there is one.
+
+    Args:
+        asked: the key or option that gave the name, for the message.
+
+    Raises:
+        UserError: torch knows no such device, or this machine has none.
+    """
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     if name == "auto":
-        return ranks.start(accelerator or torch.device("cpu"))
+        return accelerator or torch.device("cpu")
     try:
         found = torch.device(name)
     except RuntimeError as error:
-        raise UserError(f"runtime.device: torch knows no '{name}'; accepted: auto, cpu, or one of torch's") from error
+        raise UserError(f"{asked}: torch knows no '{name}'; accepted: auto, cpu, or one of torch's") from error
     there = accelerator.type if accelerator else None
     if found.type not in ("cpu", there) or (found.index or 0) >= (torch.accelerator.device_count() if there else 1):
         have = f"{there}, {torch.accelerator.device_count()} of them" if there else "no accelerator"
-        raise UserError(
-            f"runtime.device: there is no '{name}' here; this machine has {have}. 'auto' takes what is there"
-        )
-    return ranks.start(found)
+        raise UserError(f"{asked}: there is no '{name}' here; this machine has {have}. 'auto' takes what is there")
+    return found
 
 
 class World:

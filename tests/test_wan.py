@@ -18,6 +18,7 @@ from causvid.errors import UserError
 from causvid.models import wan, wan_files
 from causvid.models.layouts import shapes_of
 from causvid.models.wan import LAYOUTS, SIZES, config_of, links, size_from_config
+from causvid.tensor_files import load_pickle, open_tensors, parts
 from causvid.types import Text
 
 WIDE = SIZES["wan_test_wide"]
@@ -387,6 +388,31 @@ def test_tensors_of_something_else_are_in_no_known_layout(tmp_path):
         wan_files.find(tmp_path / "p.pt")
     with pytest.raises(UserError, match="holds no diffusion_pytorch_model"):
         wan_files.find(tmp_path)
+
+
+def test_a_tensor_that_is_there_twice_is_told_and_not_chosen(tmp_path):
+    """With a training wrapper's prefix and without: whichever were taken, the other would be lost silently."""
+    model = {"model.head.head.bias": torch.ones(2), "model._fsdp_wrapped_module.head.head.bias": torch.zeros(2)}
+    torch.save({"generator": model}, tmp_path / "model.pt")
+    with pytest.raises(UserError, match="holds tensors twice.*head.head.bias"):
+        open_tensors(tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(b"<html>", "web page"), (b"version https://git-lfs.github.com/spec/v1", "LFS pointer")]
+)
+def test_what_is_no_pickle_is_told_before_it_is_read_as_one(content, message, tmp_path):
+    (tmp_path / "model.pt").write_bytes(content + b" " * 200)
+    for read in (load_pickle, parts, open_tensors):
+        with pytest.raises(UserError, match=message):
+            read(tmp_path / "model.pt")
+
+
+def test_weights_that_a_folder_holds_twice_are_told(tmp_path):
+    folder = sharded(tmp_path)
+    weights.write_tensors(folder / "diffusion_pytorch_model.safetensors", {"a": torch.zeros(1)})
+    with pytest.raises(UserError, match="holds the same weights more than once"):
+        wan_files.find(folder)
 
 
 def test_no_weights_are_made_on_the_meta_device_and_text_may_be_short():

@@ -149,6 +149,23 @@ def test_original_names_of_the_text_encoder_are_the_published_ones():
     assert {"norm.weight", "blocks.5.norm1.weight", "blocks.5.norm2.weight", "blocks.5.attn.o.weight"} <= found.keys()
 
 
+@torch.no_grad()
+def test_the_original_names_say_what_each_weight_does(encoder, folder):
+    """Written out from the published layer: fc2 (gelu(gate.0 x) * fc1 x), and an attention of q, k, v and o."""
+    theirs = torch.load(next(folder.glob("models_t5*.pth")), weights_only=True)
+    block, x = encoder._load().encoder.block[1], torch.randn(3, encoder.dim)
+    gate, up, down = (theirs[f"blocks.1.ffn.{name}.weight"].float() for name in ("gate.0", "fc1", "fc2"))
+    wanted = (torch.nn.functional.gelu(x @ gate.T, approximate="tanh") * (x @ up.T)) @ down.T
+    assert not torch.equal(gate, up) and close(block.layer[1].DenseReluDense(x), wanted)
+    attention = block.layer[0].SelfAttention
+    for name in "qkvo":
+        assert torch.equal(getattr(attention, name).weight, theirs[f"blocks.1.attn.{name}.weight"].float())
+    bias = theirs["blocks.1.pos_embedding.embedding.weight"].float()
+    assert torch.equal(attention.relative_attention_bias.weight, bias)
+    for number in (0, 1):
+        assert torch.equal(block.layer[number].layer_norm.weight, theirs[f"blocks.1.norm{number + 1}.weight"].float())
+
+
 @pytest.mark.parametrize(
     "prompt", ["a  red\n\tfox ", "Tom &amp;amp; Jerry", "schÃ¶n", "  ", "“quoted” — ﬁne", "&lt;b&gt; x"]
 )

@@ -170,6 +170,8 @@ WRONG = [
     (["bidirectional", "a", "--rollouts", "2"], {}, "needs a causal student"),
     (["causal", "a"], {"model": "forced.pt"}, "holds several models: choose one of generator, generator_ema, critic"),
     (["causal", "a", "--dtype", "fp8"], {}, "no dtype 'fp8'; accepted: bf16"),
+    (["causal", "a", "--device", "banana"], {}, "--device: torch knows no 'banana'"),
+    (["causal", "a", "--device", "cuda:7"], {}, "--device: there is no 'cuda:7' here"),
     (["causal", "a"], {"out": "runs"}, "--out must be an mp4 file"),
     (["causal", "a", "--seed", "1", "--seed", "2"], {}, "--out must be a folder"),
     (["causal", "--prompts", "nowhere.txt"], {}, "prompts nowhere.txt can't be read"),

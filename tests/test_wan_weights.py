@@ -48,6 +48,7 @@ def test_files_are_listed_and_missing_ones_told_without_fetching(name, folder, t
     assert code == 3 and [row["file"] for row in rows] == [file.path for file in FOLDERS[folder][1]]
     assert {row["state"] for row in rows} == {"missing"} and f"{len(rows)} missing" in err
     assert all(str(tmp_path / row["file"]) in err and row["licence"] in err for row in rows)
+    assert ("give a student's weights with --model" in err) == (name in ("wan/causal", "wan/causal_dmd"))
 
 
 def test_digests_are_whole_and_the_sizes_add_up_to_those_published():
