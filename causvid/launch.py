@@ -187,7 +187,11 @@ def _error(job: Any) -> str:
         error = job.exception()
     except Exception as lost:  # the job ended without a result, as when its node was lost
         return f"job {job.job_id}: {lost}"
-    return "" if error is None else f"job {job.job_id}: {str(error).strip().splitlines()[-1]}"
+    if error is None:
+        return ""
+    # submitit tells the trace between rules of dashes, and then where its logs are.
+    trace = str(error).split("You can check full logs")[0].strip().strip("-").strip()
+    return f"job {job.job_id}: {trace.splitlines()[-1]}"
 
 
 def scripts(arms: Sequence[Work], made: Any) -> str:

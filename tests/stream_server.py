@@ -53,6 +53,18 @@ class Page:
         self.say("start", prompt=prompt, **told)
         return self.get("started")
 
+    def start_when_there_is_room(self, prompt):
+        """Start although the page has said too much: what comes too fast is left out, so it is said again."""
+        for _ in range(60):
+            self.say("start", prompt=prompt)
+            try:
+                while self.next(timeout=1)["type"] != "started":
+                    pass
+                return
+            except TimeoutError:
+                continue
+        raise TimeoutError("started")
+
     def block(self):
         """The next block, shown."""
         block = self.get("block")

@@ -326,8 +326,7 @@ def abuse(address, hall, count):
                 good.block()
         for _ in range(3):
             good.block()
-        bad.say("start", prompt=RED)
-        until(lambda: bad.next()["type"] == "started")
+        bad.start_when_there_is_room(RED)
         until(lambda: bad.next()["type"] == "block")
         assert hall.link.process.pid == worker and hall.link.restarts == restarts
 
