@@ -2,7 +2,8 @@
 
 A row has ``path`` (or ``url``), ``caption``, and optionally ``start`` and ``end`` in seconds, ``id`` and ``sha256``.
 Paths are relative to the manifest. A JSON mapping ``{file: caption}`` is read as well, as in the Mixkit set, whose
-captions name files without their subfolders. A row that can't be used is refused with its reason; the others go on.
+captions name files without their subfolders. A row that can't be used, or has an unknown key, is refused with its
+reason, and the others go on; a CSV with an unknown column is refused as a whole.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 
 from causvid.data.folders import Folder
 from causvid.errors import UserError
+from causvid.registry import did_you_mean
 
 VIDEOS = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".gif", ".png", ".jpg", ".jpeg")
 ALIASES = {"url": "path", "file": "path", "video": "path", "text": "caption", "cap": "caption"}
@@ -110,8 +112,11 @@ def parse(name: str, content: bytes) -> list[Any]:
             return [_line(line) for line in text.split("\n") if line.strip()]
         if suffix == ".csv":
             reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-            if not {"path", *(old for old, new in ALIASES.items() if new == "path")} & set(reader.fieldnames or ()):
+            columns = list(reader.fieldnames or ())
+            if not {"path", *(old for old, new in ALIASES.items() if new == "path")} & set(columns):
                 raise UserError(f"{name}: its first line must name the columns, among them 'path', and 'caption'")
+            if unknown := _unknown(columns):  # of every row, so it is said once
+                raise UserError(f"{name}: {unknown}; rename the column, or leave it out")
             return list(reader)
         if suffix == ".json":
             data = json.loads(text)
@@ -181,6 +186,8 @@ def clip_of(row: Any, local: bool) -> Clip:
         raise row
     if not isinstance(row, Mapping) or None in row:
         raise ValueError("a row is a mapping with 'path' and 'caption', with no more values than columns")
+    if unknown := _unknown(row):
+        raise ValueError(unknown)
     facts = {ALIASES.get(str(key), str(key)): value for key, value in row.items() if value not in (None, "")}
     caption = facts.get("caption", "")
     if isinstance(caption, list) and len(caption) == 1:
@@ -205,6 +212,15 @@ def clip_of(row: Any, local: bool) -> Clip:
     if sha256 is not None and not (isinstance(sha256, str) and re.fullmatch("[0-9a-f]{64}", sha256)):
         raise ValueError("sha256: expected 64 hexadecimal digits")
     return Clip(identifier, path, caption, start, end, sha256)
+
+
+def _unknown(keys: Iterable[Any]) -> str:
+    """What is wrong with the first key that no row has, or nothing."""
+    accepted = (*KNOWN, *ALIASES)
+    for key in map(str, keys):
+        if key not in accepted:
+            return f"unknown key '{key[:80]}'{did_you_mean(key[:80], accepted)}; accepted: {', '.join(accepted)}"
+    return ""
 
 
 def identify(path: str, start: float | None, end: float | None) -> str:
