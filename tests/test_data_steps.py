@@ -277,7 +277,7 @@ def content(folder):
 
 
 def test_a_pack_that_stopped_between_its_shards_goes_on(made, tmp_path, monkeypatch):
-    """A disk that is full when the third of eight environments is made, and has room the second time."""
+    """A disk that is full when the fourth of eight environments is made, and has room the second time."""
     source, target = str(made[0] / "latents"), tmp_path / "store"
 
     class Full(packing.Writer):
@@ -340,3 +340,16 @@ def test_the_command_line_counts_and_ends(made, tmp_path):
                         "--frames", 5, "--fps", 10, "--json", "--workers", 1)  # fmt: skip
     assert status == 3 and json.loads(line)["quarantined"] == 7
     assert call("pack", folder / "latents", tmp_path / "store")[0] == 0
+
+
+def test_an_output_that_is_its_own_input_is_refused_untouched(made, tmp_path):
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "good.mp4").write_bytes(video(levels(20)))
+    (tmp_path / "raw" / "manifest.jsonl").write_text('{"path": "good.mp4"}\n')
+    (tmp_path / "link").symlink_to("raw")
+    before = content(tmp_path)
+    for origin, target in (("raw", "raw"), ("raw", "link/"), ("raw/manifest.jsonl", "raw")):
+        for step in ("download", "process", "encode"):
+            found = CliRunner().invoke(cli.app, ["data", step, str(tmp_path / origin), f"{tmp_path}/{target}"])
+            assert isinstance(found.exception, UserError) and "same place" in str(found.exception)  # exit status 2
+            assert content(tmp_path) == before

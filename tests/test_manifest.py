@@ -74,7 +74,8 @@ BAD = {
     "long": {"path": "a.mp4", "caption": "x" * 10_001}, "start": {"path": "a.mp4", "start": -1},
     "nan": {"path": "a.mp4", "start": "nan"}, "order": {"path": "a.mp4", "start": 3, "end": 2},
     "true": {"path": "a.mp4", "end": True}, "id": {"path": "a.mp4", "id": "../../x"},
-    "key": {"path": "a.mp4", "captoin": "a cat"}, "hash": {"path": "a.mp4", "sha256": "xyz"}, "list": ["a.mp4"], "text": "a.mp4", "null": None,
+    "key": {"path": "a.mp4", "captoin": "a cat"},
+    "hash": {"path": "a.mp4", "sha256": "xyz"}, "list": ["a.mp4"], "text": "a.mp4", "null": None,
 }  # fmt: skip
 
 
@@ -110,8 +111,9 @@ def test_a_row_with_the_id_of_another_and_other_content_is_told(tmp_path):
 def test_a_manifest_from_elsewhere_names_no_files_of_this_machine():
     folder = Folder("memory://elsewhere")
     folder.write("m.jsonl", b'{"path": "/etc/hosts"}\n{"path": "file:///etc/hosts"}\n{"path": "s3://b/a.mp4"}\n')
-    given = manifest.read("memory://elsewhere/m.jsonl")
-    assert [clip.path for clip in given.clips] == ["s3://b/a.mp4"] and len(given.refused) == 2
+    for root in (None, "."):
+        given = manifest.read("memory://elsewhere/m.jsonl", root)
+        assert [clip.path for clip in given.clips] == ["s3://b/a.mp4"] and len(given.refused) == 2
 
 
 @pytest.mark.parametrize(

@@ -183,7 +183,9 @@ def _cache_limit() -> float:
     except ValueError:
         gigabytes = math.nan
     if not gigabytes >= 0:
-        raise UserError(f"CAUSVID_CACHE_GB: expected a number of gigabytes, 0 or more, got {told_by!r}; mend or unset it")
+        raise UserError(
+            f"CAUSVID_CACHE_GB: expected a number of gigabytes, 0 or more, got {told_by!r}; mend or unset it"
+        )
     return gigabytes * 1e9
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
-from causvid.data.folders import Folder
+from causvid.data.folders import Folder, apart
 from causvid.errors import UserError
 from causvid.registry import did_you_mean
 
@@ -82,14 +82,26 @@ def read(source: str, root: str | None = None) -> Given:
     if not whole.fs.isdir(whole.path):
         parent, _, name = whole.uri.rpartition("/")
         folder = Folder(parent or ("/" if whole.uri.startswith("/") else "."))
-        return _checked(Folder(root) if root else folder, parse(name, folder.read(name)))
+        return _checked(Folder(root) if root else folder, parse(name, folder.read(name)), whole.is_local)
     if whole.exists("manifest.jsonl"):
-        return _checked(Folder(root) if root else whole, parse("manifest.jsonl", whole.read("manifest.jsonl")))
+        rows = parse("manifest.jsonl", whole.read("manifest.jsonl"))
+        return _checked(Folder(root) if root else whole, rows, whole.is_local)
     names = whole.sizes()
     clips = [name for name in names if PurePosixPath(name).suffix.lower() in VIDEOS]
     if not clips:
         raise UserError(f"{source} holds no clips ({', '.join(VIDEOS)}) and no manifest.jsonl")
-    return _checked(whole, [{"path": name, "caption": _beside(whole, name, names)} for name in clips])
+    rows = [{"path": name, "caption": _beside(whole, name, names)} for name in clips]
+    return _checked(whole, rows, whole.is_local)
+
+
+def apart_from(source: str, target: str) -> None:
+    """Refuse to write a step's output over the folder, or the ``manifest.jsonl``, that it is made from.
+
+    Raises:
+        UserError: both are the same place.
+    """
+    parent, _, name = source.rpartition("/")
+    apart((parent or ("/" if source.startswith("/") else ".")) if name == "manifest.jsonl" else source, target)
 
 
 def _beside(folder: Folder, name: str, names: Mapping[str, int]) -> str:
@@ -139,14 +151,14 @@ def _line(line: str) -> Any:
         return ValueError(f"not JSON: {str(error)[:200]}")
 
 
-def _checked(folder: Folder, rows: Iterable[Any]) -> Given:
+def _checked(folder: Folder, rows: Iterable[Any], local: bool) -> Given:
     given = Given(folder)
     seen: dict[str, Clip] = {}
     by_name: dict[str, list[str]] | None = None
     for number, row in enumerate(rows, 1):
         name = f"row {number}"
         try:
-            clip = clip_of(row, folder.is_local)
+            clip = clip_of(row, local)
             name = clip.path
             if seen.setdefault(clip.id, clip) is not clip:
                 differs = [key for key, value in vars(clip).items() if value != getattr(seen[clip.id], key)]
