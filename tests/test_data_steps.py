@@ -263,6 +263,68 @@ def test_copies_of_remote_stores_are_kept_and_bounded(tmp_path, monkeypatch):
         cached("memory://cached/big")
 
 
+def test_a_cache_limit_that_is_no_number_is_one_error(monkeypatch):
+    Folder("memory://limited").write("data.mdb", b"x")
+    for wrong in ("lots", "nan", "-1"):
+        monkeypatch.setenv("CAUSVID_CACHE_GB", wrong)
+        with pytest.raises(UserError, match=f"CAUSVID_CACHE_GB: expected a number.*{wrong}"):
+            packing.verify("memory://limited")
+
+
+def content(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*")
+            if path.is_file() and path.name != "lock.mdb"}  # fmt: skip
+
+
+def test_a_pack_that_stopped_between_its_shards_goes_on(made, tmp_path, monkeypatch):
+    """A disk that is full when the fourth of eight environments is made, and has room the second time."""
+    source, target = str(made[0] / "latents"), tmp_path / "store"
+
+    class Full(packing.Writer):
+        def __init__(self, folder, header):
+            if folder.name.startswith("shard-00003"):
+                raise UserError("the disk is full")
+            super().__init__(folder, header)
+
+    with monkeypatch.context() as during, pytest.raises(UserError, match="full"):
+        during.setattr(packing, "Writer", Full)
+        packing.pack(source, str(target), shards=8)
+    for wrong in (1, 3, 4):
+        with pytest.raises(UserError, match="of 8 shards.*say --shards 8"):
+            packing.pack(source, str(target), shards=wrong)
+    assert not (target / "data.mdb").exists()
+    assert packing.pack(source, str(target), shards=8).done == 4
+    assert packing.verify(str(target))[1]["digest"] == Reader(made[0] / "store").digest()
+    assert len(list(target.glob("shard-*"))) == 8
+
+
+def test_a_pack_that_is_refused_leaves_a_whole_store_whole(made, tmp_path):
+    source, store, other = str(made[0] / "latents"), tmp_path / "store", tmp_path / "other"
+    packing.pack(source, str(store))
+    packing.pack(source, str(tmp_path / "shards"), shards=2)
+    (tmp_path / "link").symlink_to(store)
+    encode_into(made[0] / "clips", other, identity={**IDENTITY, "codec": {"name": "time_fold", "frames": 4}})
+    before = content(tmp_path)
+    for origin, target, shards, message in (
+        (source, "store", 2, "say --shards 1"), (source, "shards", 1, "say --shards 2"),
+        (str(other), "store", 1, "another kind"), (str(store), "store", 1, "same place"),
+        (str(store), "link", 1, "same place"), (str(tmp_path / "shards"), "shards/", 2, "same place"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=message):
+            packing.pack(origin, f"{tmp_path}/{target}", shards)
+        assert content(tmp_path) == before
+    assert packing.verify(str(store))[0].done == packing.verify(str(tmp_path / "shards"))[0].done == 4
+
+
+def test_a_pack_into_an_lmdb_of_another_layout_leaves_it_as_it_was(made, tmp_path):
+    with lmdb.open(str(tmp_path / "old")) as environment, environment.begin(write=True) as write:
+        write.put(b"latents_shape", b"1 2 4 8 8")
+    before = content(tmp_path)
+    with pytest.raises(UserError, match="another layout"):
+        packing.pack(str(made[0] / "latents"), str(tmp_path / "old"))
+    assert content(tmp_path) == before
+
+
 def test_the_command_line_counts_and_ends(made, tmp_path):
     folder, _ = made
     runner = CliRunner()
@@ -278,3 +340,16 @@ def test_the_command_line_counts_and_ends(made, tmp_path):
                         "--frames", 5, "--fps", 10, "--json", "--workers", 1)  # fmt: skip
     assert status == 3 and json.loads(line)["quarantined"] == 7
     assert call("pack", folder / "latents", tmp_path / "store")[0] == 0
+
+
+def test_an_output_that_is_its_own_input_is_refused_untouched(made, tmp_path):
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "good.mp4").write_bytes(video(levels(20)))
+    (tmp_path / "raw" / "manifest.jsonl").write_text('{"path": "good.mp4"}\n')
+    (tmp_path / "link").symlink_to("raw")
+    before = content(tmp_path)
+    for origin, target in (("raw", "raw"), ("raw", "link/"), ("raw/manifest.jsonl", "raw")):
+        for step in ("download", "process", "encode"):
+            found = CliRunner().invoke(cli.app, ["data", step, str(tmp_path / origin), f"{tmp_path}/{target}"])
+            assert isinstance(found.exception, UserError) and "same place" in str(found.exception)  # exit status 2
+            assert content(tmp_path) == before

@@ -6,7 +6,6 @@ import gc
 import json
 import multiprocessing
 import shutil
-import time
 
 import lmdb
 import numpy as np
@@ -196,33 +195,45 @@ def test_one_process_can_not_write_what_it_reads(tmp_path):
     assert write(tmp_path / "s", [row(2)]) == ["added"]
 
 
-def _read_until(folder, stop, out):
+def _read_until(folder, total, began, between, out):
+    """Read the whole store again and again; say when a first count is known, and when one between first and last is."""
     seen, problems = [], []
-    while not stop.is_set() or not seen:
+    while not seen or seen[-1] < total:
         reader = Reader(folder)
         problems += reader.damaged().values()
         seen.append(len(reader))
         del reader
         gc.collect()
+        began.set()
+        if seen[0] < seen[-1] < total:
+            between.set()
     out.put((seen, problems))
 
 
 def test_two_processes_read_while_one_writes(tmp_path):
-    """Rows of a quarter MiB in pairs per transaction: every snapshot holds whole pairs, and ever more of them."""
+    """Rows of a quarter MiB in pairs per transaction: every snapshot holds whole pairs, and ever more of them.
+
+    The first pair is written when both readers read, and the last when both have seen some of those between.
+    """
     header = {"fields": {"latents": {"dtype": "float16", "shape": [None, None]}}}
     rows = [Row(f"r{n:03d}", {"latents": np.full((256, 512), n, np.float16)}) for n in range(20)]
     write(tmp_path / "s", rows[:2], header)
     context = multiprocessing.get_context("spawn")
-    stop, out = context.Event(), context.Queue()
-    readers = [context.Process(target=_read_until, args=(tmp_path / "s", stop, out)) for _ in range(2)]
+    out, began, between = context.Queue(), [context.Event(), context.Event()], [context.Event(), context.Event()]
+    readers = [
+        context.Process(target=_read_until, args=(tmp_path / "s", 20, *events, out), daemon=True)
+        for events in zip(began, between, strict=True)
+    ]
     for reader in readers:
         reader.start()
+    assert all(event.wait(300) for event in began)
     writer = Writer(tmp_path / "s", header)
-    for first in range(2, 20, 2):
+    for first in range(2, 18, 2):
         writer.add(rows[first : first + 2])
-    time.sleep(1)
-    stop.set()
-    for seen, problems in (out.get(timeout=600) for _ in readers):
-        assert problems == [] and seen == sorted(seen) and all(count % 2 == 0 for count in seen) and seen[-1] == 20
+    assert all(event.wait(300) for event in between)
+    writer.add(rows[18:])
+    for seen, problems in (out.get(timeout=300) for _ in readers):
+        assert problems == [] and seen == sorted(seen) and all(count % 2 == 0 for count in seen)
+        assert seen[0] == 2 and seen[-1] == 20 and any(2 < count < 20 for count in seen)
     for reader in readers:
-        reader.join(600)
+        reader.join(300)

@@ -74,6 +74,7 @@ BAD = {
     "long": {"path": "a.mp4", "caption": "x" * 10_001}, "start": {"path": "a.mp4", "start": -1},
     "nan": {"path": "a.mp4", "start": "nan"}, "order": {"path": "a.mp4", "start": 3, "end": 2},
     "true": {"path": "a.mp4", "end": True}, "id": {"path": "a.mp4", "id": "../../x"},
+    "key": {"path": "a.mp4", "captoin": "a cat"},
     "hash": {"path": "a.mp4", "sha256": "xyz"}, "list": ["a.mp4"], "text": "a.mp4", "null": None,
 }  # fmt: skip
 
@@ -110,8 +111,9 @@ def test_a_row_with_the_id_of_another_and_other_content_is_told(tmp_path):
 def test_a_manifest_from_elsewhere_names_no_files_of_this_machine():
     folder = Folder("memory://elsewhere")
     folder.write("m.jsonl", b'{"path": "/etc/hosts"}\n{"path": "file:///etc/hosts"}\n{"path": "s3://b/a.mp4"}\n')
-    given = manifest.read("memory://elsewhere/m.jsonl")
-    assert [clip.path for clip in given.clips] == ["s3://b/a.mp4"] and len(given.refused) == 2
+    for root in (None, "."):
+        given = manifest.read("memory://elsewhere/m.jsonl", root)
+        assert [clip.path for clip in given.clips] == ["s3://b/a.mp4"] and len(given.refused) == 2
 
 
 @pytest.mark.parametrize(
@@ -119,12 +121,22 @@ def test_a_manifest_from_elsewhere_names_no_files_of_this_machine():
     [
         ("m.json", "{", "can't be read"), ("m.json", "3", "a list of rows"), ("m.json", "[" * 100_000, "can't be read"),
         ("m.csv", "a,b\n1,2\n", "must name the columns"), ("m.csv", "", "must name the columns"),
+        ("m.csv", "path,captoin\na.mp4,x\n", "did you mean 'caption'"),
         ("m.txt", "a.mp4", "is no manifest"), ("m.csv", 'path,caption\na.mp4,"x\n', "can't be read"),
     ],
 )  # fmt: skip
 def test_a_manifest_that_can_not_be_read_at_all(tmp_path, name, content, message):
     with pytest.raises(UserError, match=message):
         manifest.read(write(tmp_path, name, content))
+
+
+def test_an_unknown_key_is_told_with_the_nearest_known_one(tmp_path):
+    rows = '{"path": "a.mp4", "strat": 1}\n{"path": "b.mp4", "captoin": ""}\n{"path": "a.mp4", "start": 1}\n'
+    given = manifest.read(write(tmp_path, "m.jsonl", rows))
+    assert [clip.start for clip in given.clips] == [1.0] and given.count == 3
+    assert [reason.split(";")[0] for _, reason in given.refused] == [
+        "unknown key 'strat' (did you mean 'start'?)", "unknown key 'captoin' (did you mean 'caption'?)"
+    ]  # fmt: skip
 
 
 def test_nothing_to_read(tmp_path):

@@ -100,6 +100,7 @@ def encode(
     together = world > 1 and torch.distributed.is_torchelastic_launched()
     if together:
         stay_with_parent()  # torchrun's processes outlive it when it is killed
+    manifest.apart_from(source, target)
     given = manifest.read(source, root)
     output = Folder(target)
     output.claim(recipe(identity, text_encoder))

@@ -9,6 +9,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import math
 import os
 import platform
 import shutil
@@ -163,6 +164,31 @@ def _lives(process: int) -> bool:
     return True
 
 
+def apart(source: str, target: str) -> None:
+    """Refuse an output that is its own input.
+
+    Raises:
+        UserError: both are the same folder.
+    """
+    left, right = (Folder(each) for each in (source, target))
+    same = left.fs.unstrip_protocol(left.path) == right.fs.unstrip_protocol(right.path)
+    if same or (left.is_local and right.is_local and os.path.realpath(left.path) == os.path.realpath(right.path)):
+        raise UserError(f"{target}: OUTPUT is the same place as INPUT; choose another folder")
+
+
+def _cache_limit() -> float:
+    told_by = os.environ.get("CAUSVID_CACHE_GB") or CACHE_GB
+    try:
+        gigabytes = float(told_by)
+    except ValueError:
+        gigabytes = math.nan
+    if not gigabytes >= 0:
+        raise UserError(
+            f"CAUSVID_CACHE_GB: expected a number of gigabytes, 0 or more, got {told_by!r}; mend or unset it"
+        )
+    return gigabytes * 1e9
+
+
 def cached(uri: str) -> Path:
     """A folder as a local one: itself, or a copy that is fetched once.
 
@@ -170,16 +196,16 @@ def cached(uri: str) -> Path:
     together exceed ``CAUSVID_CACHE_GB`` (default 50).
 
     Raises:
-        UserError: it can't be fetched, or is larger than the cache may be.
+        UserError: it can't be fetched, is larger than the cache may be, or ``CAUSVID_CACHE_GB`` is no number.
     """
     folder = Folder(uri)
     if folder.is_local:
         return Path(folder.path)
+    limit = _cache_limit()
     sizes = folder.sizes()
     if not sizes:
         raise UserError(f"{uri} does not exist, or is empty")
     root = Path(os.environ.get("CAUSVID_CACHE") or Path.home() / ".cache" / "causvid")
-    limit = float(os.environ.get("CAUSVID_CACHE_GB") or CACHE_GB) * 1e9
     if sum(sizes.values()) > limit:
         raise UserError(
             f"{uri} has {sum(sizes.values()) / 1e9:.1f} GB; the cache takes {limit / 1e9:g}: CAUSVID_CACHE_GB"

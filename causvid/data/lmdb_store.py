@@ -158,6 +158,8 @@ class Writer:
 
     def _add_header(self, transaction: lmdb.Transaction) -> None:
         there = transaction.get(b"header")
+        if there is None and transaction.stat()["entries"]:
+            raise OtherLayout(f"{self.folder} is an LMDB of another layout; choose another folder")
         if there is None:
             transaction.put(b"header", canonical(self.header))
         elif bytes(there) != canonical(self.header):

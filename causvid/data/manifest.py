@@ -2,7 +2,8 @@
 
 A row has ``path`` (or ``url``), ``caption``, and optionally ``start`` and ``end`` in seconds, ``id`` and ``sha256``.
 Paths are relative to the manifest. A JSON mapping ``{file: caption}`` is read as well, as in the Mixkit set, whose
-captions name files without their subfolders. A row that can't be used is refused with its reason; the others go on.
+captions name files without their subfolders. A row that can't be used, or has an unknown key, is refused with its
+reason, and the others go on; a CSV with an unknown column is refused as a whole.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
-from causvid.data.folders import Folder
+from causvid.data.folders import Folder, apart
 from causvid.errors import UserError
+from causvid.registry import did_you_mean
 
 VIDEOS = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".gif", ".png", ".jpg", ".jpeg")
 ALIASES = {"url": "path", "file": "path", "video": "path", "text": "caption", "cap": "caption"}
@@ -80,14 +82,26 @@ def read(source: str, root: str | None = None) -> Given:
     if not whole.fs.isdir(whole.path):
         parent, _, name = whole.uri.rpartition("/")
         folder = Folder(parent or ("/" if whole.uri.startswith("/") else "."))
-        return _checked(Folder(root) if root else folder, parse(name, folder.read(name)))
+        return _checked(Folder(root) if root else folder, parse(name, folder.read(name)), whole.is_local)
     if whole.exists("manifest.jsonl"):
-        return _checked(Folder(root) if root else whole, parse("manifest.jsonl", whole.read("manifest.jsonl")))
+        rows = parse("manifest.jsonl", whole.read("manifest.jsonl"))
+        return _checked(Folder(root) if root else whole, rows, whole.is_local)
     names = whole.sizes()
     clips = [name for name in names if PurePosixPath(name).suffix.lower() in VIDEOS]
     if not clips:
         raise UserError(f"{source} holds no clips ({', '.join(VIDEOS)}) and no manifest.jsonl")
-    return _checked(whole, [{"path": name, "caption": _beside(whole, name, names)} for name in clips])
+    rows = [{"path": name, "caption": _beside(whole, name, names)} for name in clips]
+    return _checked(whole, rows, whole.is_local)
+
+
+def apart_from(source: str, target: str) -> None:
+    """Refuse to write a step's output over the folder, or the ``manifest.jsonl``, that it is made from.
+
+    Raises:
+        UserError: both are the same place.
+    """
+    parent, _, name = source.rpartition("/")
+    apart((parent or ("/" if source.startswith("/") else ".")) if name == "manifest.jsonl" else source, target)
 
 
 def _beside(folder: Folder, name: str, names: Mapping[str, int]) -> str:
@@ -110,8 +124,11 @@ def parse(name: str, content: bytes) -> list[Any]:
             return [_line(line) for line in text.split("\n") if line.strip()]
         if suffix == ".csv":
             reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-            if not {"path", *(old for old, new in ALIASES.items() if new == "path")} & set(reader.fieldnames or ()):
+            columns = list(reader.fieldnames or ())
+            if not {"path", *(old for old, new in ALIASES.items() if new == "path")} & set(columns):
                 raise UserError(f"{name}: its first line must name the columns, among them 'path', and 'caption'")
+            if unknown := _unknown(columns):  # of every row, so it is said once
+                raise UserError(f"{name}: {unknown}; rename the column, or leave it out")
             return list(reader)
         if suffix == ".json":
             data = json.loads(text)
@@ -134,14 +151,14 @@ def _line(line: str) -> Any:
         return ValueError(f"not JSON: {str(error)[:200]}")
 
 
-def _checked(folder: Folder, rows: Iterable[Any]) -> Given:
+def _checked(folder: Folder, rows: Iterable[Any], local: bool) -> Given:
     given = Given(folder)
     seen: dict[str, Clip] = {}
     by_name: dict[str, list[str]] | None = None
     for number, row in enumerate(rows, 1):
         name = f"row {number}"
         try:
-            clip = clip_of(row, folder.is_local)
+            clip = clip_of(row, local)
             name = clip.path
             if seen.setdefault(clip.id, clip) is not clip:
                 differs = [key for key, value in vars(clip).items() if value != getattr(seen[clip.id], key)]
@@ -181,6 +198,8 @@ def clip_of(row: Any, local: bool) -> Clip:
         raise row
     if not isinstance(row, Mapping) or None in row:
         raise ValueError("a row is a mapping with 'path' and 'caption', with no more values than columns")
+    if unknown := _unknown(row):
+        raise ValueError(unknown)
     facts = {ALIASES.get(str(key), str(key)): value for key, value in row.items() if value not in (None, "")}
     caption = facts.get("caption", "")
     if isinstance(caption, list) and len(caption) == 1:
@@ -205,6 +224,15 @@ def clip_of(row: Any, local: bool) -> Clip:
     if sha256 is not None and not (isinstance(sha256, str) and re.fullmatch("[0-9a-f]{64}", sha256)):
         raise ValueError("sha256: expected 64 hexadecimal digits")
     return Clip(identifier, path, caption, start, end, sha256)
+
+
+def _unknown(keys: Iterable[Any]) -> str:
+    """What is wrong with the first key that no row has, or nothing."""
+    accepted = (*KNOWN, *ALIASES)
+    for key in map(str, keys):
+        if key not in accepted:
+            return f"unknown key '{key[:80]}'{did_you_mean(key[:80], accepted)}; accepted: {', '.join(accepted)}"
+    return ""
 
 
 def identify(path: str, start: float | None, end: float | None) -> str:

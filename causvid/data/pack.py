@@ -17,7 +17,7 @@ from typing import Any
 from causvid import progress
 from causvid.data.digest import file_sum, finish
 from causvid.data.encode import DATA, TEXT, from_file
-from causvid.data.folders import Folder, cached, told
+from causvid.data.folders import Folder, apart, cached, told
 from causvid.data.lmdb_store import Reader, Writer
 from causvid.data.pool import Pool
 from causvid.data.released_lmdb import Released
@@ -38,7 +38,11 @@ def pack(source: str, target: str, shards: int = 1, shape: Sequence[int] = (), t
         target: the store's folder.
         shards: environments of the store; a row's key decides in which it goes.
         shape, times: for the released layout: shape of a row, times of the states.
+
+    Raises:
+        UserError: what is given can't be read, or the target holds, or is, something else; a whole store stays whole.
     """
+    apart(source, target)
     header, count, rows = _source(source, shape, times)
     output = Folder(target)
     if output.is_local:
@@ -117,16 +121,13 @@ def _stored(reader: Reader) -> Rows:
 
 def _pack(header: dict[str, Any], count: int, rows: Rows, store: Path, shards: int) -> Tally:
     tally = Tally(count)
+    names = _environments(store, shards)
     Folder(str(store)).clear_partials()
-    with told(str(store)):
-        (store / "digest.json").unlink(missing_ok=True)
-        there = len(list(store.glob("shard-*"))) or (1 if (store / "data.mdb").exists() else shards)
-    if there != shards:
-        raise UserError(f"{store} has {there} shards, not {shards}; say --shards {there}, or choose another folder")
-    names = [f"shard-{n:05d}-of-{shards:05d}" for n in range(shards)] if shards > 1 else ["."]
     waiting: list[list[Row]] = [[] for _ in names]
     with progress.bar("pack", count) as show, ExitStack() as stack:
         writers = [stack.enter_context(Writer(store / name, header)) for name in names]
+        with told(str(store)):  # not before all is checked: a pack that is refused leaves a whole store whole
+            (store / "digest.json").unlink(missing_ok=True)
         for name, row in rows:
             if isinstance(row, str):
                 tally.put_aside(name, row)
@@ -143,6 +144,22 @@ def _pack(header: dict[str, Any], count: int, rows: Rows, store: Path, shards: i
     finish(store)
     tally.write(Folder(str(store)))
     return tally
+
+
+def _environments(store: Path, shards: int) -> list[str]:
+    """Folders of the environments; those that are not there yet, as after a full disk, are empty.
+
+    Raises:
+        UserError: the store is of another number of shards.
+    """
+    names = [f"shard-{n:05d}-of-{shards:05d}" for n in range(shards)] if shards > 1 else ["."]
+    there = {path.name for path in store.glob("shard-*")} | ({"."} if (store / "data.mdb").exists() else set())
+    if there - set(names):
+        counts = {"1" if name == "." else name.rpartition("-of-")[2].lstrip("0") for name in there}
+        say = f"say --shards {min(counts)}, or " if len(counts) == 1 and min(counts).isdigit() else ""
+        told_by = " and of ".join(sorted(counts))
+        raise UserError(f"{store} is a store of {told_by} shards, not {shards}; {say}choose another folder")
+    return names
 
 
 def _add(writer: Writer, rows: list[Row], tally: Tally) -> None:

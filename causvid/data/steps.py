@@ -84,6 +84,7 @@ def download(source: str, target: str, workers: int = 8, root: str | None = None
         workers: transfers at a time.
         root: what the manifest's paths are relative to; by default its own folder.
     """
+    manifest.apart_from(source, target)
     given = manifest.read(source, root)
     output = Output(target, {"step": "download"}, given)
     todo = [clip for clip in given.clips if not output.finished(clip)]
@@ -134,6 +135,7 @@ def process(
         seconds: how long one clip may take.
         root: what the manifest's paths are relative to; by default its own folder.
     """
+    manifest.apart_from(source, target)
     given = manifest.read(source, root)
     output = Output(target, {"step": "process", **asdict(wanted)}, given)
     todo = [clip for clip in given.clips if not output.finished(clip)]
