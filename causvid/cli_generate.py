@@ -118,7 +118,7 @@ def generate(
     request = wan_generation.Request(
         spec, weights, wan_generation.read_prompts(prompts) if prompts else [prompt or ""], out,
         [*(change or []), *overrides], model, part, seed or [0], frames, rollouts, fps or 16, runs / "text",
-        device or wan_generation.default_device(), dtype, negative, script, stream,
+        device or "auto", dtype, negative, script, stream,
     )  # fmt: skip
     _tell(wan_generation.generate(request), out)
 

@@ -83,6 +83,6 @@ def _given(
 
     request = wan_generation.Request(
         spec, weights, (), Path(), change, model, part, store=runs / "text",
-        device=device or wan_generation.default_device(), dtype=dtype,
+        device=device or "auto", dtype=dtype,
     )  # fmt: skip
     return Checkpoint(spec, wan=request, prompt="a red fox in the snow", fps=16)

@@ -61,7 +61,7 @@ def from_weights(order: Order, request: Request) -> int:
     texts = list(dict.fromkeys(job.text for job in every))
     encoder = studio.world.text_encoder
     negative = studio.world.negative_prompt if request.negative is None else request.negative
-    encoded = encoder.encode([*texts, negative]).to(request.device)
+    encoded = encoder.encode([*texts, negative]).to(studio.request.device)
     encoder.release()
     rows = {text: row for row, text in enumerate(texts)}
 

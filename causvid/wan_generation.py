@@ -204,7 +204,7 @@ def generate(request: Request) -> Path:
         kind = "one video: --out must be an mp4 file" if alone else f"{len(jobs)} videos: --out must be a folder"
         raise UserError(f"this makes {kind}, and not {request.out}")
     negative = studio.world.negative_prompt if request.negative is None else request.negative
-    texts = studio.world.text_encoder.encode([*request.prompts, negative]).to(request.device)
+    texts = studio.world.text_encoder.encode([*request.prompts, negative]).to(studio.request.device)
     studio.world.text_encoder.release()
     written = []
     for number, (prompt, seed) in enumerate(jobs):
@@ -236,12 +236,6 @@ def _shown(play: Play, show: progress.Bar) -> Iterator[Tensor]:
     for frames in play:
         show(play.session.moment.frames[0])
         yield frames
-
-
-def default_device() -> str:
-    """An accelerator, if there is one."""
-    found = torch.accelerator.current_accelerator(check_available=True)
-    return str(found) if found is not None else "cpu"
 
 
 def read_prompts(path: Path) -> list[str]:

@@ -80,6 +80,13 @@ def test_two_seeds_of_one_spec_are_no_effect():
     assert abs(found.value) > 0.1 and found.verdict == "one seed: no verdict" and math.isnan(found.p)
 
 
+def test_two_seeds_that_score_alike_do_not_make_one_prompt_certain():
+    """The t-interval over seeds has no width then; the prompts' own spread still counts."""
+    one = {"suite": {"ok": torch.tensor([[1.0, *[0.0] * 7]] * 2)}}
+    found = compare("ok", {"suite": {"ok": torch.zeros(2, 8)}}, one, MEAN)
+    assert found.value == -0.125 and found.verdict == "inconclusive" and found.p > 0.1
+
+
 def test_few_seeds_have_students_interval():
     one = {"s": {"ok": torch.tensor([[1.0], [3.0]])}}
     two = {"s": {"ok": torch.tensor([[0.0], [2.0]])}}

@@ -139,7 +139,8 @@ def compare(name: str, arm: Arm, base: Arm, statistic: Statistic, draws: int = D
     error, freedom = _welch(per_seed(arm, statistic), per_seed(base, statistic))
     half = t95(freedom) * error
     low, high, p = value - half, value + half, _t_p(value, error, freedom)
-    if min(k, m) >= SEEDS_FOR_VERDICT:
+    # Few seeds that happen to score alike give a t-interval without width, which says nothing; prompts still differ.
+    if min(k, m) >= SEEDS_FOR_VERDICT or error == 0:
         drawn = bootstrap(arm, base, statistic, draws)
         low = min(low, float(drawn[int(0.025 * len(drawn))]))
         high = max(high, float(drawn[int(0.975 * len(drawn)) - 1]))

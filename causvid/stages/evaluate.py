@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from causvid import build, progress, tracking, weights
@@ -122,8 +123,6 @@ def judge(context: Context, suite: Suite, world: build.World, metrics: list[Any]
 
 def suite_numbers(name: str, found: dict[str, Any]) -> dict[str, float]:
     """A suite's scores as ``student.SUITE.DIMENSION`` with intervals over videos, and its totals where computable."""
-    import torch
-
     out: dict[str, float] = {}
     for dimension, score in {**found["scores"], **found["proxies"]}.items():
         if score is None:

@@ -28,6 +28,10 @@ from causvid.spec import Spec
 from causvid.types import Text
 
 SPLIT = "test"
+# What a student's samples depend on beside its weights.
+STUDENT = (
+    "world", "model", "causal", "precision", "student.steps", "student.shift", "student.causal", "student.sampler",
+)  # fmt: skip
 
 
 @register("stage", "sample_teacher")
@@ -78,8 +82,7 @@ class _StudentStage:
         return ()
 
     def reads(self, spec: Spec) -> tuple[str, ...]:
-        student = ("student.steps", "student.shift", "student.causal", "student.sampler")
-        return ("world", "model", "causal", "teacher", "precision", *student, "evaluation.samples", "evaluation.batch")
+        return (*STUDENT, "teacher", "evaluation.samples", "evaluation.batch")
 
 
 @register("stage", "sample_start")

@@ -21,7 +21,7 @@ from causvid.randomness import Draw
 from causvid.registry import register
 from causvid.runs import Context
 from causvid.spec import Spec
-from causvid.stages.sample import SPLIT, load_student
+from causvid.stages.sample import SPLIT, STUDENT, load_student, student_sampler
 
 BATCH = 8  # videos that are sampled at once
 
@@ -85,8 +85,7 @@ class SampleSuites:
         return [suite.sampling for suite in suites_of(spec)]
 
     def reads(self, spec: Spec) -> tuple[str, ...]:
-        student = ("student.steps", "student.shift", "student.causal", "student.sampler")
-        return ("world", "model", "causal", *student, "evaluation.samples")
+        return (*STUDENT, "evaluation.samples")
 
     def inputs(self, spec: Spec) -> tuple[str, ...]:
         return ("distill",)
@@ -106,7 +105,7 @@ def sample_suite(
     suite: Suite, folder: Path, spec: Spec, world: build.World, student: Any, name: str, shard: tuple[int, int] = (0, 1)
 ) -> int:
     """Sample a suite, or a shard of it, with a student; ``name`` tells it from others. Returns how many were made."""
-    sampler = build.construct(spec["student.sampler"], times=build.student_times(spec))
+    sampler = student_sampler(spec)
     prompts = prompts_of(suite, world, spec["evaluation.samples"])
     frames = latent_frames(suite, world, spec["student.causal"])
 
