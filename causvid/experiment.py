@@ -73,7 +73,9 @@ def explained(name: str, overrides: Sequence[str], root: Path) -> tuple[list[dic
         {"stage": n.name, "identity": n.identity, "state": store.explain(n), "cost": by_stage.get(n.name)}
         for n in nodes
     ]
-    return rows, costs.lines(spec, found)
+    lines = costs.lines(spec, found)
+    differs = build.train_stream_mismatch(spec, build.World(spec).latent_shape[0])
+    return rows, [*lines, f"train_stream_mismatch: {differs}"] if differs else lines
 
 
 def single(name: str, overrides: Sequence[str]) -> Spec:
