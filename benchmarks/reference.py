@@ -28,28 +28,26 @@ SHOWN = ("ok", "shape", "direction", "fidelity", "contrast", "trajectory", "ok_f
 MAIN = {
     "causvid": ("tiny/causvid", [], SEEDS),
     "self_rollout": ("tiny/self_rollout", [], SEEDS),
+    "causvid, noisy context": ("tiny/causvid", ["student.input.context=noisy"], ONCE),
     "causvid, 2 steps": ("tiny/causvid", ["student.steps=2"], ONCE),
     "causvid, 1 step": ("tiny/causvid", ["student.steps=1"], ONCE),
     "self_rollout, 2 steps": ("tiny/self_rollout", ["student.steps=2"], ONCE),
     "self_rollout, 1 step": ("tiny/self_rollout", ["student.steps=1"], ONCE),
 }
-TABLE = {
-    f"{teacher}, {init}, {given}": (
-        "ablations/teacher_x_init", [f"teacher={teacher}", f"init={init}", f"student.input={given}"], SEEDS
-    )
-    for given in ("data", "self_rollout")
-    for teacher in ("bidirectional", "causal")
-    for init in ("ode", "teacher", "random")
-}  # fmt: skip
+TABLE = "ablations/teacher_x_init"
 
 
 def arms(which: str) -> list[tuple[str, int, Spec]]:
     """(arm, seed, spec) of everything to run, first seeds first, so that a part is useful."""
-    chosen = MAIN if which == "main" else TABLE
+    if which == "table":
+        return [
+            (", ".join(arm[key]["name"] for key in ("teacher", "init", "student.input")), arm["seed"], arm)
+            for _, arm in experiment.arms_of(TABLE, ["runtime.threads=1"])
+        ]
     return [
         (name, seed, spec.load(base, [*changes, f"seed={seed}", "runtime.threads=1"]))
         for seed in SEEDS
-        for name, (base, changes, seeds) in chosen.items()
+        for name, (base, changes, seeds) in MAIN.items()
         if seed in seeds
     ]
 

@@ -49,7 +49,7 @@ def sweep(
 
     causvid sweep ablations/steps
 
-    causvid sweep ablations/teacher_x_init seed=1 --launcher local --workers 4
+    causvid sweep ablations/init seed=1 --launcher local --workers 4
 
     causvid sweep ablations/steps --launcher slurm --cluster-option slurm_partition=gpu --dry-run
     """
