@@ -18,7 +18,7 @@ from torch import Tensor
 from causvid.errors import UserError
 from causvid.models.layouts import Link, check, fill, same, shapes_of
 from causvid.registry import register
-from causvid.tensor_files import open_tensors
+from causvid.tensor_files import TensorFiles, open_tensors
 
 STEM = "Wan2.1_VAE"
 CHANNELS, FRAMES, SCALE = 16, 4, 8
@@ -104,19 +104,28 @@ class WanVae:
         Raises:
             UserError: diffusers or the weights are missing, or the weights do not fit.
         """
-        if self.weights is None:
-            raise UserError(
-                "codec 'wan_vae' needs the weights of Wan2.1: say where with --weights, or by runtime.weights"
-            )
+        files = self._files
         with torch.device("meta"):
             network = self.empty()
-        folder = self.weights / "vae" if (self.weights / "vae").is_dir() else self.weights
-        files = open_tensors(folder, "diffusion_pytorch_model" if folder != self.weights else STEM)
         original = "conv1.weight" in files.shapes
         found = links(network) if original else same(shapes_of(network))
         what = f"the VAE of Wan2.1 with base_dim {self.base_dim}"
         check(found, files, what)
         return fill(network, found, files, what, self.dtype, self.device).eval().requires_grad_(False)
+
+    @property
+    def sources(self) -> tuple[Path, ...]:
+        """The files of its weights; none as long as nothing says where they are."""
+        return () if self.weights is None else self._files.sources
+
+    @property
+    def _files(self) -> TensorFiles:
+        if self.weights is None:
+            raise UserError(
+                "codec 'wan_vae' needs the weights of Wan2.1: say where with --weights, or by runtime.weights"
+            )
+        folder = self.weights / "vae" if (self.weights / "vae").is_dir() else self.weights
+        return open_tensors(folder, "diffusion_pytorch_model" if folder != self.weights else STEM)
 
     @property
     def released_bytes(self) -> int | None:
