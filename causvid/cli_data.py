@@ -17,15 +17,17 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     no_args_is_help=True, rich_markup_mode="rich",
-    help="Raw clips and captions to latents. Paths may be addresses as well: s3://, gs://, hf://, memory://.",
+    help="Raw clips and captions to a store of latents. Paths may be addresses too: s3://, gs://, hf://, memory://. "
+    "Each command ends with counts: given = done + skipped + quarantined. Exit status: 0 all went through, 3 some were "
+    "put aside, each with its reason in OUTPUT/quarantine.jsonl, 2 bad use. Stopped, it goes on with the same command.",
 )  # fmt: skip
 
-Source = Annotated[str, typer.Argument(metavar="INPUT", help="A manifest (.csv, .json, .jsonl), or a folder.")]
+Source = Annotated[str, typer.Argument(metavar="INPUT", help="A manifest (.csv, .json, .jsonl), or a folder of clips.")]
 Target = Annotated[str, typer.Argument(metavar="OUTPUT", help="A folder; what is there already is not done again.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="End with one JSON line on stdout.")]
-Root = Annotated[str | None, typer.Option(help="What paths are relative to; default the manifest's own folder.")]
+Root = Annotated[str | None, typer.Option(help="What the manifest's paths are relative to; default its own folder.")]
 Workers = Annotated[int, typer.Option(min=0, max=1024, help="Processes at a time; 0 takes one per core.")]
-Seconds = Annotated[float, typer.Option(min=1, help="How long one clip may take.")]
+Seconds = Annotated[float, typer.Option(min=1, help="How long one clip may take before it is put aside.")]
 
 
 def _end(tally: Tally, target: str, as_json: bool, listed: bool = True, **more: Any) -> None:
@@ -78,11 +80,13 @@ def download(
 def process(
     source: Source,
     target: Target,
-    height: Annotated[int, typer.Option(help="Pixels.")] = 480,
-    width: Annotated[int, typer.Option(help="Pixels.")] = 832,
+    height: Annotated[int, typer.Option(help="Pixels, an even number.")] = 480,
+    width: Annotated[int, typer.Option(help="Pixels, an even number.")] = 832,
     frames: Annotated[int, typer.Option(help="Frames of every clip; shorter ones are put aside.")] = 81,
     fps: Annotated[float, typer.Option(help="Frames per second, resampled in time.")] = 16.0,
-    aspect: Annotated[float, typer.Option(help="Put aside clips whose aspect ratio is off by more than this.")] = 2.0,
+    aspect: Annotated[
+        float, typer.Option(help="Put aside clips whose aspect ratio is off by more than this factor.")
+    ] = 2.0,
     crf: Annotated[int, typer.Option(help="x264's quality: 0 loses nothing, 17 nothing that shows.")] = 17,
     also: Annotated[
         str, typer.Option(metavar="HxW,...", help="Further sizes; a clip takes the one most like it.")
@@ -123,8 +127,10 @@ def _size(text: str) -> tuple[int, int]:
 def encode(
     source: Source,
     target: Target,
-    codec: Annotated[str, typer.Option(help="As in a spec: a name, or '{name: ..., option: ...}'.")] = "identity",
-    text_encoder: Annotated[str, typer.Option(help="As in a spec.")] = "words",
+    codec: Annotated[
+        str, typer.Option(help="A name, or '{name: ..., option: ...}'; see 'causvid list codec'.")
+    ] = "identity",
+    text_encoder: Annotated[str, typer.Option(help="The same; see 'causvid list text_encoder'.")] = "words",
     weights: Annotated[
         Path | None, typer.Option(help="Folder of their weights, where they have any; 'causvid weights' lists it.")
     ] = None,
@@ -227,7 +233,7 @@ def pack(
         str, typer.Argument(metavar="INPUT", help="Latents, a store, or an LMDB of the released layout.")
     ],
     target: Target,
-    shards: Annotated[int, typer.Option(min=1, max=1024, help="LMDB environments, read as one.")] = 1,
+    shards: Annotated[int, typer.Option(min=1, max=1024, help="LMDB files of the store, read as one.")] = 1,
     shape: Annotated[str, typer.Option(metavar="N,N,...", help="Released layout: shape of a row, if not stored.")] = "",
     times: Annotated[str, typer.Option(metavar="T,T,...", help="Released ODE pairs: times of the states.")] = "",
     as_json: JsonOption = False,
@@ -252,7 +258,7 @@ def pack(
 @app.command(no_args_is_help=True)
 def verify(
     source: Annotated[str, typer.Argument(metavar="INPUT", help="A store.")],
-    target: Annotated[str | None, typer.Argument(metavar="[OUTPUT]", help="Folder for the damaged rows' list.")] = None,
+    target: Annotated[str | None, typer.Argument(metavar="OUTPUT", help="Folder for the damaged rows' list.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Check every row of a store against its checksum, and the whole against its digest.
@@ -270,7 +276,7 @@ def verify(
 @app.command(no_args_is_help=True)
 def inspect(
     source: Annotated[str, typer.Argument(metavar="INPUT", help="A store.")],
-    target: Annotated[str, typer.Argument(metavar="[OUTPUT]", help="Folder for contact_sheet.png.")] = ".",
+    target: Annotated[str, typer.Argument(metavar="OUTPUT", help="Folder for contact_sheet.png.")] = ".",
     rows: Annotated[int, typer.Option(min=1, max=1000, help="Rows on the sheet.")] = 12,
     weights: Annotated[
         Path | None, typer.Option(help="Folder of the codec's weights; without, the sheet shows three latent channels.")
