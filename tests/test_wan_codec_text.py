@@ -18,7 +18,8 @@ from causvid.errors import UserError
 from causvid.models import umt5, wan_vae
 from causvid.models.codecs import Identity
 from causvid.models.umt5 import Umt5
-from causvid.models.wan_vae import CHANNELS, MEAN, STD, VaeState, WanVae
+from causvid.models.wan_vae import CHANNELS, MEAN, STD, WanVae
+from causvid.types import VaeState
 
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")

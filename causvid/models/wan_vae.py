@@ -6,7 +6,6 @@ features are a ``VaeState`` here: a value that is passed in and returned, so tha
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from causvid.errors import UserError
 from causvid.models.layouts import Link, check, fill, same, shapes_of
 from causvid.registry import register
 from causvid.tensor_files import TensorFiles, open_tensors
+from causvid.types import Streamed, VaeState
 
 STEM = "Wan2.1_VAE"
 CHANNELS, FRAMES, SCALE = 16, 4, 8
@@ -30,21 +30,6 @@ _RESIDUAL = {"norm1": "residual.0", "conv1": "residual.2", "norm2": "residual.3"
              "conv_shortcut": "shortcut"}  # fmt: skip
 _OUTER = {"conv_in": "conv1", "norm_out": "head.0", "conv_out": "head.2"}
 _RESNETS = 3  # of each level of the decoder: one more than the encoder's
-
-
-@dataclass(frozen=True)
-class VaeState:
-    """What a stream keeps: the last features of every convolution along time; none before the first block."""
-
-    features: tuple[Any, ...] = ()
-
-
-@dataclass(frozen=True)
-class Streamed:
-    """A block's pixels or latents, and the state from which the next block goes on."""
-
-    value: Tensor
-    state: VaeState
 
 
 def official_name(name: str) -> str:
