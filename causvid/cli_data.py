@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,15 +17,17 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     no_args_is_help=True, rich_markup_mode="rich",
-    help="Raw clips and captions to latents. Paths may be addresses as well: s3://, gs://, hf://, memory://.",
+    help="Raw clips and captions to a store of latents. Paths may be addresses too: s3://, gs://, hf://, memory://. "
+    "Each command ends with counts: given = done + skipped + quarantined. Exit status: 0 all went through, 3 some were "
+    "put aside, each with its reason in OUTPUT/quarantine.jsonl, 2 bad use. Stopped, it goes on with the same command.",
 )  # fmt: skip
 
-Source = Annotated[str, typer.Argument(metavar="INPUT", help="A manifest (.csv, .json, .jsonl), or a folder.")]
+Source = Annotated[str, typer.Argument(metavar="INPUT", help="A manifest (.csv, .json, .jsonl), or a folder of clips.")]
 Target = Annotated[str, typer.Argument(metavar="OUTPUT", help="A folder; what is there already is not done again.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="End with one JSON line on stdout.")]
-Root = Annotated[str | None, typer.Option(help="What paths are relative to; default the manifest's own folder.")]
+Root = Annotated[str | None, typer.Option(help="What the manifest's paths are relative to; default its own folder.")]
 Workers = Annotated[int, typer.Option(min=0, max=1024, help="Processes at a time; 0 takes one per core.")]
-Seconds = Annotated[float, typer.Option(min=1, help="How long one clip may take.")]
+Seconds = Annotated[float, typer.Option(min=1, help="How long one clip may take before it is put aside.")]
 
 
 def _end(tally: Tally, target: str, as_json: bool, listed: bool = True, **more: Any) -> None:
@@ -77,11 +80,13 @@ def download(
 def process(
     source: Source,
     target: Target,
-    height: Annotated[int, typer.Option(help="Pixels.")] = 480,
-    width: Annotated[int, typer.Option(help="Pixels.")] = 832,
+    height: Annotated[int, typer.Option(help="Pixels, an even number.")] = 480,
+    width: Annotated[int, typer.Option(help="Pixels, an even number.")] = 832,
     frames: Annotated[int, typer.Option(help="Frames of every clip; shorter ones are put aside.")] = 81,
     fps: Annotated[float, typer.Option(help="Frames per second, resampled in time.")] = 16.0,
-    aspect: Annotated[float, typer.Option(help="Put aside clips whose aspect ratio is off by more than this.")] = 2.0,
+    aspect: Annotated[
+        float, typer.Option(help="Put aside clips whose aspect ratio is off by more than this factor.")
+    ] = 2.0,
     crf: Annotated[int, typer.Option(help="x264's quality: 0 loses nothing, 17 nothing that shows.")] = 17,
     also: Annotated[
         str, typer.Option(metavar="HxW,...", help="Further sizes; a clip takes the one most like it.")
@@ -122,8 +127,16 @@ def _size(text: str) -> tuple[int, int]:
 def encode(
     source: Source,
     target: Target,
-    codec: Annotated[str, typer.Option(help="As in a spec: a name, or '{name: ..., option: ...}'.")] = "identity",
-    text_encoder: Annotated[str, typer.Option(help="As in a spec.")] = "words",
+    codec: Annotated[
+        str, typer.Option(help="A name, or '{name: ..., option: ...}'; see 'causvid list codec'.")
+    ] = "identity",
+    text_encoder: Annotated[str, typer.Option(help="The same; see 'causvid list text_encoder'.")] = "words",
+    weights: Annotated[
+        Path | None, typer.Option(help="Folder of their weights, where they have any; 'causvid weights' lists it.")
+    ] = None,
+    device: Annotated[
+        str, typer.Option(help="Where they compute: cpu, auto (an accelerator, if there is one).")
+    ] = "cpu",
     workers: Annotated[int, typer.Option(min=1, max=1024, help="Processes that decode ahead.")] = 1,
     seconds: Seconds = 300.0,
     root: Root = None,
@@ -135,14 +148,15 @@ def encode(
 
     causvid data encode clips latents --codec '{name: time_fold, frames: 2}' --text-encoder '{name: words, length: 12}'
 
-    torchrun --nproc-per-node 8 -m causvid.cli data encode clips latents --codec time_fold
+    torchrun --nproc-per-node 8 -m causvid.cli data encode clips latents --codec wan_vae --text-encoder umt5
+    --weights Wan2.1-T2V-1.3B --device auto
     """
     from causvid.data import encode as encoding
     from causvid.data import manifest
 
     captions = (clip.caption for clip in manifest.read(source, root).clips)
-    parts, identity = _encoders({"codec": codec, "text_encoder": text_encoder}, captions)
     rank, world = _place()
+    parts, identity = _encoders({"codec": codec, "text_encoder": text_encoder}, captions, weights, device)
     tally = encoding.encode(
         source, target, parts["codec"], parts["text_encoder"], identity, rank, world, workers, seconds, root
     )
@@ -158,19 +172,21 @@ def _place() -> tuple[int, int]:
     return int(told[0]), int(told[1])
 
 
-def _encoders(told: dict[str, Any], captions: Iterable[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Codec and text encoder as a spec names them, and what identifies them: names, options, weights, source.
+def _encoders(
+    told: dict[str, Any], captions: Iterable[str], folder: Path | None = None, device: str = "cpu"
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Codec and text encoder as a spec names them, and what identifies them: names, options, source, digests of files.
 
     Raises:
-        UserError: no such component, or options that it does not take.
+        UserError: no such component, options that it does not take, or weights that are missing.
     """
     import hashlib
     import inspect
-    from pathlib import Path
 
+    import torch
     import yaml
 
-    from causvid import build, registry, weights
+    from causvid import build, registry, weights, world
     from causvid.schema import World
     from causvid.validate import section
 
@@ -182,16 +198,33 @@ def _encoders(told: dict[str, Any], captions: Iterable[str]) -> tuple[dict[str, 
     bound = section(World, {"dataset": "shapes", **given}, "", errors)
     if errors:
         raise UserError("\n".join(errors))
+    place = world.existing(device, "--device")
+    if place.type != "cpu" and place.index is None:  # under torchrun each process has its own
+        place = torch.device(place.type, int(os.environ.get("LOCAL_RANK") or 0))
     vocabulary = sorted({word for caption in captions for word in caption.lower().split()})
+    outside = {"weights": folder, "device": place, "store": weights.cache_folder() / "text"}
+    takers = [name for name in told if "weights" in registry.find(name, bound[name]["name"]).signature.parameters]
+    if folder is not None and not takers:
+        raise UserError(f"--weights: {' and '.join(repr(bound[name]['name']) for name in told)} take no weights")
     parts, identity = {}, {}
     for name in told:
-        options = {key: value for key, value in bound[name].items() if key != "name"}
-        files = [Path(value) for value in options.values() if isinstance(value, str) and Path(value).is_file()]
+        parts[name] = build.construct(bound[name], vocabulary=vocabulary, **outside)
+        sources = getattr(parts[name], "sources", None)
+        if sources is not None and not sources:
+            raise UserError(f"{name} '{bound[name]['name']}' needs weights: say with --weights where they are")
         source = inspect.getsource(registry.find(name, bound[name]["name"]).target)
         code = hashlib.sha256(source.encode()).hexdigest()[:16]
+        # What is in the files counts, and not where they lie: other weights at the same place are another codec.
+        files = [*(sources or ()), *_files_named(bound[name])]
         identity[name] = {**bound[name], "source": code, "files": [weights.digest(path) for path in files]}
-        parts[name] = build.construct(bound[name], vocabulary=vocabulary)
     return parts, identity
+
+
+def _files_named(options: Mapping[str, Any]) -> list[Path]:
+    """The files that a component's options name, and all those in folders that they name."""
+    named = [Path(value) for key, value in options.items() if key != "name" and isinstance(value, str) and value]
+    inside = [sorted(each for each in path.rglob("*") if each.is_file()) for path in named if path.is_dir()]
+    return [path for path in named if path.is_file()] + [path for folder in inside for path in folder]
 
 
 @app.command(no_args_is_help=True)
@@ -200,7 +233,7 @@ def pack(
         str, typer.Argument(metavar="INPUT", help="Latents, a store, or an LMDB of the released layout.")
     ],
     target: Target,
-    shards: Annotated[int, typer.Option(min=1, max=1024, help="LMDB environments, read as one.")] = 1,
+    shards: Annotated[int, typer.Option(min=1, max=1024, help="LMDB files of the store, read as one.")] = 1,
     shape: Annotated[str, typer.Option(metavar="N,N,...", help="Released layout: shape of a row, if not stored.")] = "",
     times: Annotated[str, typer.Option(metavar="T,T,...", help="Released ODE pairs: times of the states.")] = "",
     as_json: JsonOption = False,
@@ -225,7 +258,7 @@ def pack(
 @app.command(no_args_is_help=True)
 def verify(
     source: Annotated[str, typer.Argument(metavar="INPUT", help="A store.")],
-    target: Annotated[str | None, typer.Argument(metavar="[OUTPUT]", help="Folder for the damaged rows' list.")] = None,
+    target: Annotated[str | None, typer.Argument(metavar="OUTPUT", help="Folder for the damaged rows' list.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Check every row of a store against its checksum, and the whole against its digest.
@@ -243,8 +276,11 @@ def verify(
 @app.command(no_args_is_help=True)
 def inspect(
     source: Annotated[str, typer.Argument(metavar="INPUT", help="A store.")],
-    target: Annotated[str, typer.Argument(metavar="[OUTPUT]", help="Folder for contact_sheet.png.")] = ".",
+    target: Annotated[str, typer.Argument(metavar="OUTPUT", help="Folder for contact_sheet.png.")] = ".",
     rows: Annotated[int, typer.Option(min=1, max=1000, help="Rows on the sheet.")] = 12,
+    weights: Annotated[
+        Path | None, typer.Option(help="Folder of the codec's weights; without, the sheet shows three latent channels.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Say what a store holds, and write a contact sheet of its first rows.
@@ -256,7 +292,7 @@ def inspect(
     from causvid.data import contact_sheet
     from causvid.progress import console
 
-    tally, found = contact_sheet.inspect(source, target, rows, _decoder)
+    tally, found = contact_sheet.inspect(source, target, rows, lambda header: _decoder(header, weights))
     if not as_json:
         told = {"codec": found["header"].get("codec"), "text encoder": found["header"].get("text_encoder"), **found}
         for name, value in told.items():
@@ -265,10 +301,20 @@ def inspect(
     _end(tally, f"{target.rstrip('/')}/contact_sheet.png", as_json, False, summary=found)
 
 
-def _decoder(header: Mapping[str, Any]) -> Any:
-    """The decoder of a store's codec, or None where it can't be built here."""
-    told = {k: v for k, v in dict(header.get("codec") or {"name": "unknown"}).items() if k not in ("source", "files")}
+def _decoder(header: Mapping[str, Any], folder: Path | None) -> Any:
+    """The decoder of a store's codec, or None where it can't be built here.
+
+    Raises:
+        UserError: the folder does not hold the weights that made the store.
+    """
+    made = dict(header.get("codec") or {"name": "unknown"})
+    told = {key: value for key, value in made.items() if key not in ("source", "files")}
     try:
-        return _encoders({"codec": told}, [])[0]["codec"].decode
+        parts, identity = _encoders({"codec": told}, [], folder)
     except UserError:
-        return None
+        if folder is None:
+            return None
+        raise
+    if folder is not None and identity["codec"]["files"] != made.get("files"):
+        raise UserError(f"--weights: what {folder} holds are not the weights that the store was made with")
+    return parts["codec"].decode

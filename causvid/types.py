@@ -200,6 +200,21 @@ class Codec(Protocol):
     def latent_frames(self, pixel_frames: int) -> int: ...
 
 
+@dataclass(frozen=True)
+class VaeState:
+    """What a codec keeps of a stream: the last features of its convolutions along time; none before the first block."""
+
+    features: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """A block's pixels or latents, and the state from which the next block goes on."""
+
+    value: Tensor
+    state: VaeState
+
+
 class TextEncoder(Protocol):
     """Prompts to ``Text``; the empty prompt is the unconditional one."""
 

@@ -17,11 +17,10 @@ from causvid.attention.masks import Rule
 from causvid.data.video import to_bytes, write_mp4
 from causvid.errors import UserError
 from causvid.models import wan_files
-from causvid.models.wan_vae import VaeState
 from causvid.randomness import Draw
 from causvid.streaming.engine import Engine
 from causvid.streaming.script import Play, Script
-from causvid.types import DenoiserOutput, Text
+from causvid.types import DenoiserOutput, Text, VaeState
 from causvid.world import existing
 
 SMALLEST = 16  # pixels: 8 of the VAE times a patch of 2

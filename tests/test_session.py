@@ -12,12 +12,12 @@ from causvid import weights
 from causvid.attention.masks import BlockCausal, SinkWindow, SlidingWindow
 from causvid.attention.positions import WindowRelative
 from causvid.errors import UserError
-from causvid.models.wan_vae import VaeState
 from causvid.randomness import Draw
 from causvid.samplers.rollout import Rollout
 from causvid.streaming import record as records
 from causvid.streaming.moment import entered
 from causvid.streaming.session import Session
+from causvid.types import VaeState
 
 
 def latents(session, blocks):

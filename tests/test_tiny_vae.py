@@ -9,7 +9,7 @@ from wan_files import randomise
 
 from causvid.errors import UserError
 from causvid.models.tiny_vae import TinyWanVae
-from causvid.models.wan_vae import VaeState
+from causvid.types import VaeState
 
 CUT = (8, 6, 4, 4)
 

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from einops import rearrange
+from videos import levels, video
 from wan_files import CODEC, ENCODER, official_folder
 
-from causvid import weights
+from causvid import cli, cli_data, weights
+from causvid.data import pack as packing
+from causvid.data.clips import all_frames
+from causvid.data.encode import from_file
 from causvid.errors import UserError
 from causvid.models import umt5, wan_vae
+from causvid.models.codecs import Identity
 from causvid.models.umt5 import Umt5
-from causvid.models.wan_vae import CHANNELS, MEAN, STD, VaeState, WanVae
+from causvid.models.wan_vae import CHANNELS, MEAN, STD, WanVae
+from causvid.types import VaeState
 
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
@@ -235,3 +243,85 @@ def test_the_store_holds_prompts_without_their_padding(folder, tmp_path):
     (path,) = tmp_path.rglob("*.safetensors")
     stored = weights.read_tensors(path)[0]["embedding"]
     assert stored.shape == (3, 32) and stored.dtype == torch.bfloat16
+
+
+def encoded(capsys, source, target, weights):
+    """(exit status, counts, stderr) of the command."""
+    parts = [
+        f"{{name: wan_vae, base_dim: {CODEC['base_dim']}}}",
+        f"{{name: umt5, {str(ENCODER)[1:-1]}}}".replace("'", ""),
+    ]
+    status = 0
+    try:
+        cli.main(["data", "encode", str(source), str(target), "--codec", parts[0], "--text-encoder", parts[1], "--json",
+                  *(["--weights", str(weights)] if weights else [])])  # fmt: skip
+    except SystemExit as end:
+        status = end.code or 0
+    out, err = capsys.readouterr()
+    return status, json.loads(out.splitlines()[-1]) if out else {}, " ".join(err.split())
+
+
+def test_latents_are_known_by_the_content_of_the_weights_and_not_by_their_place(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("CAUSVID_CACHE", str(tmp_path / "cache"))
+    folder = official_folder(tmp_path / "wan")
+    (tmp_path / "clips").mkdir()
+    for number in range(2):
+        (tmp_path / "clips" / f"{number}.mp4").write_bytes(video(levels(5 + 4 * number, 16, 24)))
+        (tmp_path / "clips" / f"{number}.txt").write_text("a red fox runs")
+    assert encoded(capsys, tmp_path / "clips", tmp_path / "first", folder)[:2] == (
+        0, {"given": 2, "done": 2, "skipped": 0, "quarantined": 0, "output": str(tmp_path / "first")}
+    )  # fmt: skip
+    row = from_file(next((tmp_path / "first" / "latents").glob("1*")).read_bytes())
+    pixels = rearrange(torch.from_numpy(all_frames(str(tmp_path / "clips" / "1.mp4"))), "f h w c -> 1 f c h w")
+    ours = torch.from_numpy(row.arrays["latents"]).float()
+    assert close(ours, WanVae(**CODEC, weights=folder).encode(pixels.float() / 127.5 - 1)[0], 1e-3)
+
+    folder.rename(tmp_path / "moved")
+    assert encoded(capsys, tmp_path / "clips", tmp_path / "first", tmp_path / "moved")[1]["skipped"] == 2
+    (tmp_path / "moved").rename(folder)
+    other = dict(torch.load(folder / "Wan2.1_VAE.pth", weights_only=True))
+    other["conv1.bias"] = other["conv1.bias"] + 1
+    torch.save(other, tmp_path / "other.pth")
+    (tmp_path / "other.pth").replace(folder / "Wan2.1_VAE.pth")
+    status, _, err = encoded(capsys, tmp_path / "clips", tmp_path / "first", folder)
+    assert status == 2 and "made with other options (codec)" in err
+    assert encoded(capsys, tmp_path / "clips", tmp_path / "second", folder)[1]["done"] == 2
+    packing.pack(str(tmp_path / "first"), str(tmp_path / "store"))
+    with pytest.raises(UserError, match="rows of another kind: its codec differ"):
+        packing.pack(str(tmp_path / "second"), str(tmp_path / "store"))
+    (folder / "google" / "umt5-xxl" / "tokenizer_config.json").write_text("{}")
+    status, _, err = encoded(capsys, tmp_path / "clips", tmp_path / "second", folder)
+    assert status == 2 and "made with other options (text_encoder)" in err
+
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["data", "inspect", str(tmp_path / "store"), str(tmp_path), "--weights", str(folder)])
+    assert "not the weights that the store was made with" in " ".join(capsys.readouterr().err.split())
+    with pytest.raises(SystemExit, match="0"):  # without weights latent channels show
+        cli.main(["data", "inspect", str(tmp_path / "store"), str(tmp_path)])
+
+
+def test_weights_that_nothing_takes_or_that_are_missing_are_told_before_any_clip(tmp_path, capsys):
+    (tmp_path / "0.mp4").write_bytes(video(levels(5, 16, 24)))
+    status, _, err = encoded(capsys, tmp_path, tmp_path / "out", None)
+    assert status == 2 and "codec 'wan_vae' needs weights: say with --weights" in err
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["data", "encode", str(tmp_path), str(tmp_path / "out"), "--weights", str(tmp_path)])
+    assert "'identity' and 'words' take no weights" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_content_of_files_and_folders_that_options_name_is_part_of_what_a_codec_is(tmp_path):
+    codec = {"name": "test_wan_codec_text:FromFolder", "folder": str(tmp_path)}
+    found = []
+    for content in ("a", "b", "a"):
+        (tmp_path / "inner").mkdir(exist_ok=True)
+        (tmp_path / "inner" / "weights").write_text(content)
+        found.append(cli_data._encoders({"codec": codec}, [])[1])
+    assert found[0] == found[2] != found[1]
+
+
+class FromFolder(Identity):
+    """A codec of a user's own, whose weights lie in a folder."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder

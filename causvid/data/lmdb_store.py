@@ -33,6 +33,8 @@ from causvid.errors import UserError
 FORMAT, VERSION = "causvid-store", 1
 FIRST_MAP = 1 << 20  # bytes; doubled whenever it is full
 NEARLY_FULL = 64 << 20  # bytes
+READERS = 1024
+LOCK_BYTES = (READERS + 2) * 64  # what LMDB gives so many readers; a test compares
 PAGE = mmap.PAGESIZE
 MADV_WILLNEED = 3  # the same on Linux and macOS
 _LIBC = ctypes.CDLL(None)
@@ -49,11 +51,17 @@ class _Shard:
             size = (folder / "data.mdb").stat().st_size if (folder / "data.mdb").exists() else 0
             if not write and size == 0:
                 raise UserError(f"{folder} is no store: it has no data.mdb, or an empty one; make it with 'data pack'")
+            lock = write or os.access(folder, os.W_OK)
+            if lock:  # LMDB maps this file, and writing to a map kills the process where the disk is full: room first
+                with (folder / "lock.mdb").open("ab") as stream:
+                    stream.write(bytes(max(0, LOCK_BYTES - stream.tell())))
             self.environment = lmdb.open(
-                str(folder), map_size=max(FIRST_MAP, size), readonly=not write, create=write, max_readers=1024,
-                lock=write or os.access(folder, os.W_OK), readahead=True,
+                str(folder), map_size=max(FIRST_MAP, size), readonly=not write, create=write, max_readers=READERS,
+                lock=lock, readahead=True,
             )  # fmt: skip
         except (lmdb.Error, OSError) as error:
+            if write and size == 0:  # half of an empty environment, which LMDB would not take again
+                (folder / "data.mdb").unlink(missing_ok=True)
             raise storage_error(folder, error) from error
         if not write:
             check_size(self.environment, folder)

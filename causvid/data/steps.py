@@ -40,20 +40,29 @@ class Output:
         for name, reason in given.refused:
             self.tally.put_aside(name, reason)
 
-    def finished(self, clip: Clip) -> bool:
-        """Whether the clip is done already, from the same row; then it is counted as skipped."""
+    def record_of(self, clip: Clip) -> dict[str, Any] | None:
+        """The record of a clip that is done already, from the same row, and whose file has the recorded size."""
         name = f"records/{clip.id}.json"
         if name not in self._there:
-            return False
+            return None
         try:
             record = json.loads(self.folder.read(name))
             same = record["source"] == clip.as_json() and self._there.get(record["path"]) == record["bytes"]
+            return record if same and isinstance(record["sha256"], str) else None
         except (UserError, ValueError, KeyError, TypeError):
-            return False
-        if same:
-            self.records[clip.id] = record
-            self.tally.skipped += 1
-        return same
+            return None
+
+    def skip(self, clip: Clip, record: dict[str, Any]) -> None:
+        """Count a clip as done already."""
+        self.records[clip.id] = record
+        self.tally.skipped += 1
+
+    def finished(self, clip: Clip) -> bool:
+        """Whether the clip is done already, from the same row; then it is counted as skipped."""
+        record = self.record_of(clip)
+        if record is not None:
+            self.skip(clip, record)
+        return record is not None
 
     def put(self, clip: Clip, name: str, sha256: str, size: int) -> None:
         """Record a clip whose file is written."""
@@ -78,6 +87,9 @@ class Output:
 def download(source: str, target: str, workers: int = 8, root: str | None = None) -> Tally:
     """Copy every clip of a manifest into a folder.
 
+    A copy that is there already is not fetched again when its SHA-256 is the manifest's; where the manifest gives none,
+    when its size is the recorded one.
+
     Args:
         source: a manifest or a folder.
         target: folder for the copies.
@@ -87,18 +99,42 @@ def download(source: str, target: str, workers: int = 8, root: str | None = None
     manifest.apart_from(source, target)
     given = manifest.read(source, root)
     output = Output(target, {"step": "download"}, given)
-    todo = [clip for clip in given.clips if not output.finished(clip)]
+
+    def copy(clip: Clip) -> dict[str, Any] | tuple[str, str, int] | str:
+        record = output.record_of(clip)
+        return record if record is not None and _is_sound(output.folder, record, clip) else _fetch(given, clip, output)
+
     with progress.bar("download", given.count) as show, ThreadPoolExecutor(max(1, workers)) as threads:
-        for clip, found in zip(todo, threads.map(lambda clip: _fetch(given, clip, output.folder), todo), strict=True):
+        for clip, found in zip(given.clips, threads.map(copy, given.clips), strict=True):
             if isinstance(found, str):
                 output.tally.put_aside(clip.path, found)
+            elif isinstance(found, dict):
+                output.skip(clip, found)
             else:
                 output.put(clip, *found)
             show(output.tally.done + output.tally.skipped + len(output.tally.quarantine))
     return output.finish(given, keep_part=True)
 
 
-def _fetch(given: Given, clip: Clip, target: Folder) -> tuple[str, str, int] | str:
+def _is_sound(folder: Folder, record: dict[str, Any], clip: Clip) -> bool:
+    """Whether a copy that is there already is the file that the manifest means, as far as the manifest tells."""
+    if clip.sha256 is None:
+        return True
+    try:
+        with told(str(folder)), folder.fs.open(folder.join(record["path"]), "rb") as stream:
+            return _sha256(stream) == clip.sha256 == record["sha256"]
+    except UserError:
+        return False
+
+
+def _sha256(stream: Any) -> str:
+    digest = hashlib.sha256()
+    while part := stream.read(CHUNK):
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _fetch(given: Given, clip: Clip, output: Output) -> tuple[str, str, int] | str:
     """(name, SHA-256, bytes) of the copy, or why there is none."""
     suffix = PurePosixPath(clip.path.partition("?")[0]).suffix.lower()
     name = f"clips/{clip.id}{suffix if suffix in manifest.VIDEOS else '.mp4'}"
@@ -117,7 +153,7 @@ def _fetch(given: Given, clip: Clip, target: Folder) -> tuple[str, str, int] | s
         if not content:
             return "is empty"
         if clip.sha256 in (None, found):
-            target.write(name, content)
+            output.folder.write(name, content)
             return name, found, len(content)
     return "its SHA-256 is not the one in the manifest"
 
@@ -190,10 +226,8 @@ def local_copy(given: Given, clip: Clip, scratch: Path) -> Path:
         if path.stat().st_size == 0:
             raise Refused("is empty")
         if clip.sha256 is not None:
-            digest = hashlib.sha256()
             with path.open("rb") as stream:
-                while part := stream.read(CHUNK):
-                    digest.update(part)
-            if digest.hexdigest() != clip.sha256:
+                same = _sha256(stream) == clip.sha256
+            if not same:
                 raise Refused("its SHA-256 is not the one in the manifest: the file changed, or is damaged")
     return path

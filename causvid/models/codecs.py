@@ -6,8 +6,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from causvid.models.wan_vae import Streamed, VaeState
 from causvid.registry import register
+from causvid.types import Streamed, VaeState
 
 STARTED = VaeState(("started",))  # all that these codecs keep of a stream
 

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from causvid.errors import UserError
 from causvid.models.layouts import fill, same, shapes_of
-from causvid.models.wan_vae import CHANNELS, FRAMES, SCALE, Streamed, VaeState, WanVae
+from causvid.models.wan_vae import CHANNELS, FRAMES, SCALE, WanVae
 from causvid.registry import register
 from causvid.tensor_files import TensorFiles, open_tensors
+from causvid.types import Streamed, VaeState
 
 STEM = "taew2_1"
 WIDTHS = (256, 128, 64, 64)

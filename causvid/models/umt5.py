@@ -145,8 +145,12 @@ class Umt5:
 
     @property
     def sources(self) -> tuple[Path, ...]:
-        """The files of its weights; none as long as nothing says where they are."""
-        return () if self.weights is None else self._files.sources
+        """The files of its weights and its tokenizer; none as long as nothing says where they are."""
+        if self.weights is None:
+            return ()
+        tokenizer = self._tokenizer_folder
+        beside = sorted(path for path in tokenizer.rglob("*") if path.is_file()) if tokenizer else []
+        return (*self._files.sources, *beside)
 
     @cached_property
     def _files(self) -> TensorFiles:
@@ -159,8 +163,13 @@ class Umt5:
 
     @cached_property
     def _fingerprint(self) -> str:
-        """The digests of the weights' files; those of large files are computed once and kept (``weights.digest``)."""
-        return " ".join(files_of.digest(path) for path in self._files.sources)
+        """The digests of its files; those of large files are computed once and kept (``weights.digest``)."""
+        return " ".join(files_of.digest(path) for path in self.sources or self._files.sources)
+
+    @property
+    def _tokenizer_folder(self) -> Path | None:
+        root = self.weights or Path()
+        return next((root / name for name in TOKENIZERS if (root / name).is_dir()), None)
 
     @cached_property
     def _tokenizer(self) -> Any:
@@ -168,15 +177,15 @@ class Umt5:
             from transformers import AutoTokenizer
         except ImportError as error:
             raise UserError("text encoder 'umt5' needs transformers: pip install 'causvid[wan]'") from error
-        root = self.weights or Path()
-        for name in TOKENIZERS:
-            if (root / name).is_dir():
-                try:
-                    return AutoTokenizer.from_pretrained(str(root / name), local_files_only=True)
-                except (OSError, ValueError, KeyError, TypeError) as error:
-                    reason = str(error).split("\n", 1)[0]
-                    raise UserError(f"{root / name} holds no tokenizer: {reason}; fetch it again") from error
-        raise UserError(f"{root} has no tokenizer: looked for {' and '.join(TOKENIZERS)}; fetch google/umt5-xxl")
+        folder = self._tokenizer_folder
+        if folder is None:
+            looked = " and ".join(TOKENIZERS)
+            raise UserError(f"{self.weights or Path()} has no tokenizer: looked for {looked}; fetch google/umt5-xxl")
+        try:
+            return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            reason = str(error).split("\n", 1)[0]
+            raise UserError(f"{folder} holds no tokenizer: {reason}; fetch it again") from error
 
     def empty(self) -> Any:
         """transformers' encoder with fresh weights."""

@@ -6,7 +6,6 @@ features are a ``VaeState`` here: a value that is passed in and returned, so tha
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,8 @@ from torch import Tensor
 from causvid.errors import UserError
 from causvid.models.layouts import Link, check, fill, same, shapes_of
 from causvid.registry import register
-from causvid.tensor_files import open_tensors
+from causvid.tensor_files import TensorFiles, open_tensors
+from causvid.types import Streamed, VaeState
 
 STEM = "Wan2.1_VAE"
 CHANNELS, FRAMES, SCALE = 16, 4, 8
@@ -30,21 +30,6 @@ _RESIDUAL = {"norm1": "residual.0", "conv1": "residual.2", "norm2": "residual.3"
              "conv_shortcut": "shortcut"}  # fmt: skip
 _OUTER = {"conv_in": "conv1", "norm_out": "head.0", "conv_out": "head.2"}
 _RESNETS = 3  # of each level of the decoder: one more than the encoder's
-
-
-@dataclass(frozen=True)
-class VaeState:
-    """What a stream keeps: the last features of every convolution along time; none before the first block."""
-
-    features: tuple[Any, ...] = ()
-
-
-@dataclass(frozen=True)
-class Streamed:
-    """A block's pixels or latents, and the state from which the next block goes on."""
-
-    value: Tensor
-    state: VaeState
 
 
 def official_name(name: str) -> str:
@@ -104,19 +89,28 @@ class WanVae:
         Raises:
             UserError: diffusers or the weights are missing, or the weights do not fit.
         """
-        if self.weights is None:
-            raise UserError(
-                "codec 'wan_vae' needs the weights of Wan2.1: say where with --weights, or by runtime.weights"
-            )
+        files = self._files
         with torch.device("meta"):
             network = self.empty()
-        folder = self.weights / "vae" if (self.weights / "vae").is_dir() else self.weights
-        files = open_tensors(folder, "diffusion_pytorch_model" if folder != self.weights else STEM)
         original = "conv1.weight" in files.shapes
         found = links(network) if original else same(shapes_of(network))
         what = f"the VAE of Wan2.1 with base_dim {self.base_dim}"
         check(found, files, what)
         return fill(network, found, files, what, self.dtype, self.device).eval().requires_grad_(False)
+
+    @property
+    def sources(self) -> tuple[Path, ...]:
+        """The files of its weights; none as long as nothing says where they are."""
+        return () if self.weights is None else self._files.sources
+
+    @property
+    def _files(self) -> TensorFiles:
+        if self.weights is None:
+            raise UserError(
+                "codec 'wan_vae' needs the weights of Wan2.1: say where with --weights, or by runtime.weights"
+            )
+        folder = self.weights / "vae" if (self.weights / "vae").is_dir() else self.weights
+        return open_tensors(folder, "diffusion_pytorch_model" if folder != self.weights else STEM)
 
     @property
     def released_bytes(self) -> int | None:

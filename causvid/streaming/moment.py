@@ -17,12 +17,11 @@ from torch import Tensor
 from causvid.attention.cache import KVCache
 from causvid.data.video import to_bytes
 from causvid.errors import UserError
-from causvid.models.wan_vae import VaeState
 from causvid.randomness import Draw
 from causvid.samplers.rollout import Step, evaluate
 from causvid.streaming.engine import Engine
 from causvid.streaming.ledger import Ledger
-from causvid.types import Text
+from causvid.types import Text, VaeState
 from causvid.validate import Bound
 
 Policy = Literal["keep", "recache", "cut"]
