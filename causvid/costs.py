@@ -1,5 +1,7 @@
 """What a run costs before it runs: parameters, FLOPs, memory and GPU time of each stage, from formulas (docs/wan.md).
 
+What making clips costs stands in ``sampling_costs.py``.
+
 No number is measured and no tensor made: the formulas read the spec alone. Tests compare them with PyTorch's counter of
 FLOPs and with the memory that a step really takes. A multiplication and an addition are two FLOPs; sizes are bytes.
 """
@@ -16,12 +18,17 @@ import torch
 from causvid import build, ranks
 from causvid.attention.masks import Pattern, Rule
 from causvid.errors import UserError
+from causvid.fingerprint import bound
 from causvid.spec import Spec
 from causvid.validate import Bound
 
 FP32 = 4  # bytes; weights, gradients, averages and optimizer are kept in it
 # Bytes per token that one block keeps for its backward pass, per unit of dim and of ffn_dim: counted tensor by tensor.
 KEPT = {"fp32": (96, 8), "bf16": (76, 4)}
+# The same of a pass without a backward pass, at its peak: of one block, whatever the number of blocks.
+PASSING = {"fp32": (60, 8), "bf16": (46, 3)}
+# What no stage of a run does, and one GPU does for one clip; and how its line begins.
+ALONE = {"generate": "one clip: ", "encode": "one clip: "}
 # FLOP/s of one GPU that estimates of time are made with: two fifths of what an H100 can do in either type.
 RATE = {"fp32": 27e12, "bf16": 400e12}
 
@@ -34,6 +41,7 @@ class Network:
         parameters, block_parameters: of the whole, and of one block.
         tokens: of a clip.
         forward, block_forward: FLOPs of a pass, and of one of its blocks.
+        text_forward: those of a pass that depend on the text alone, which a stream computes once.
         dim, ffn_dim, layers: geometry.
     """
 
@@ -42,6 +50,7 @@ class Network:
     tokens: int
     forward: float
     block_forward: float
+    text_forward: float
     dim: int
     ffn_dim: int
     layers: int
@@ -53,30 +62,44 @@ class Network:
         # Checkpointing keeps the input of every block, in fp32.
         return self.layers * (self.tokens * self.dim * FP32 if checkpointing else block), block
 
+    def passing(self, precision: str) -> float:
+        """Bytes per clip that a pass without a backward pass works on."""
+        per_dim, per_ffn = PASSING[precision]
+        return self.tokens * (per_dim * self.dim + per_ffn * self.ffn_dim)
+
     def casts(self, precision: str, checkpointing: bool) -> float:
         """Bytes of the weights in bf16 that a backward pass waits for: of all blocks, or of the one at work."""
         return 2.0 * self.block_parameters * (1 if checkpointing else self.layers) if precision == "bf16" else 0.0
 
 
-def network(spec: Spec, world: build.World, rule: Rule, model: Bound | None = None) -> Network:
-    """Count a network; the formulas are those of docs/wan.md."""
+def network(
+    spec: Spec, world: build.World, rule: Rule, model: Bound | None = None, frames: int | None = None
+) -> Network:
+    """Count a network; the formulas are those of docs/wan.md.
+
+    Args:
+        frames: how many latent frames it is given; default a clip's.
+    """
     options = model or spec["model"]
     with torch.device("meta"):  # of one block: they are all alike
         net = build.network(spec, world, rule, model=Bound("model", {**options, "layers": 1}))
     own = sum(p.numel() for p in net.blocks[0].parameters())
-    frames, channels, height, width = world.latent_shape
+    length, channels, height, width = world.latent_shape
+    length = length if frames is None else frames
     per_frame = (height // net.patch[0]) * (width // net.patch[1])
-    tokens, dim, ffn = frames * per_frame, options["dim"], options["ffn_dim"]
+    tokens, dim, ffn = length * per_frame, options["dim"], options["ffn_dim"]
     text = getattr(world.text_encoder, "length", 1)
-    seen = sum((g.queries[1] - g.queries[0]) * len(g.keys) for g in Pattern(rule, frames).groups) * per_frame**2
+    seen = sum((g.queries[1] - g.queries[0]) * len(g.keys) for g in Pattern(rule, length).groups) * per_frame**2
     block = 2 * tokens * (6 * dim * dim + 2 * dim * ffn) + 4 * dim * seen  # q k v out, cross q out; ffn; attention
     block += 4 * text * dim * dim + 4 * dim * tokens * text  # keys and values of the text; attention to it
+    embedding = 2 * text * (world.text_encoder.dim * dim + dim * dim)
     values = channels * net.patch[0] * net.patch[1]
-    outer = 4 * tokens * values * dim + 2 * text * (world.text_encoder.dim * dim + dim * dim)
-    outer += 2 * frames * (options["freq_dim"] * dim + 7 * dim * dim)
+    outer = 4 * tokens * values * dim + embedding
+    outer += 2 * length * (options["freq_dim"] * dim + 7 * dim * dim)
     return Network(
         sum(p.numel() for p in net.parameters()) + (options["layers"] - 1) * own, own, tokens,
-        float(block * options["layers"] + outer), float(block), dim, ffn, options["layers"],
+        float(block * options["layers"] + outer), float(block),
+        float(4 * text * dim * dim * options["layers"] + embedding), dim, ffn, options["layers"],
     )  # fmt: skip
 
 
@@ -169,8 +192,9 @@ def of(spec: Spec, stages: list[str], gpus: int) -> list[Cost]:
             twice = 1 if spec["teacher_sampling"].get("guidance", 1.0) == 1.0 else 2
             options = spec["ode_pairs"]
             memory = {"weights": float(teacher.parameters * FP32)}
-            # A block without a backward pass holds about half of what it would keep for one.
-            memory["activations"] = twice * options["batch"] * teacher.kept(spec["precision"], False)[1] / 2
+            # With guidance the two passes are one after the other.
+            memory["activations"] = options["batch"] * teacher.passing(spec["precision"])
+            memory["activations"] += teacher.casts(spec["precision"], False)
             out.append(cost(stage, teacher.parameters, options["count"] * options["steps"] * twice * teacher.forward,
                             memory))  # fmt: skip
         elif stage == "ode_init":
@@ -190,31 +214,12 @@ def _distill(
     passes = 1 if spec["student.input"]["name"] == "data" else len(build.student_times(spec))
     streams = getattr(build.student_input(spec), "streams", False)
     made = student.forward * (passes + streams)  # at most; a rollout commits every block, too
-    twice = 1 if spec["loss"].get("guidance", 1.0) == 1.0 else 2
+    twice = 1 if all(part.get("guidance", 1.0) == 1.0 for part in bound(spec["loss"])) else 2
     update = made - student.forward + learning(student, setting) + fake.forward + twice * real.forward
     update += spec["distill.critic_updates"] * (made + learning(fake, setting))
     flops = spec["distill.iterations"] * setting.batch * update
     parameters = student.parameters + fake.parameters + real.parameters
     return cost("distill", parameters, flops, train_memory([student, fake], [real], setting))
-
-
-def stream(spec: Spec) -> dict[str, float]:
-    """Bytes of streaming one clip by the student: weights and cache in the type of ``precision``, codec's weights."""
-    world, rule = build.World(spec), build.student_rule(spec)
-    if not rule.causal:
-        return {}
-    student = network(spec, world, rule)
-    frames, each = world.latent_shape[0], 2 if spec["precision"] == "bf16" else FP32
-    held, most = [], 0
-    for number, (start, stop) in enumerate(rule.blocks(frames)):
-        held = list(rule.kept(number, [*held, *range(start, stop)]))
-        most = max(most, len(held))
-    per_frame = student.tokens // frames
-    memory = {"weights": float(student.parameters * each)}
-    memory["cache"] = 2.0 * student.layers * student.dim * per_frame * most * each
-    if getattr(world.codec, "released_bytes", None):
-        memory["codec"] = float(world.codec.released_bytes)
-    return memory
 
 
 def memory_of(text: str) -> float:
@@ -232,26 +237,36 @@ def memory_of(text: str) -> float:
 
 def lines(spec: Spec, costs: list[Cost]) -> list[str]:
     """The costs for a person, whether they fit into ``runtime.memory``, and what would make them."""
-    gpus = max(1, spec["runtime.gpus"] or ranks.count())
+    gpus = planned(spec)
     limit = memory_of(spec["runtime.memory"]) if spec["runtime.memory"] else None
-    out = [f"on {gpus} GPU(s), estimated, at {RATE[spec['precision']] / 1e12:g} TFLOP/s each:"] if costs else []
+    # The stages' precision; of what makes clips the time is its own.
+    rate = f"{RATE[spec['precision']] / 1e12:g} TFLOP/s each"
+    chosen = "" if spec["runtime.gpus"] else ", as many as processes run here; runtime.gpus=N plans for N"
+    training = any(cost.stage not in ALONE for cost in costs)
+    out = [f"on {gpus} GPU(s){chosen}; estimated, at {rate}:"] if training else []
     for cost in costs:
         parts = ", ".join(f"{name} {size / 1e9:.3g}" for name, size in cost.memory.items() if size)
+        clip = ALONE.get(cost.stage, "")
         out.append(
-            f"{cost.stage:<10} {cost.parameters / 1e9:.3g} G parameters, {cost.flops / 1e15:.4g} PFLOP, "
-            f"{cost.gpu_hours:.3g} GPU-hours, {cost.peak / 1e9:.3g} GB per GPU ({parts})"
+            f"{cost.stage:<10} {clip}{cost.parameters / 1e9:.3g} G parameters, {cost.flops / 1e15:.4g} PFLOP, "
+            f"{_time(cost.gpu_hours)}, {cost.peak / 1e9:.3g} GB per GPU ({parts})"
         )
         if limit is not None and cost.peak > limit:
             ways = remedies(spec, cost.stage, gpus, limit)
             advice = f"it would with {' | or '.join(ways)}" if ways else "no option here makes it fit"
+            if clip:
+                advice = "make smaller or shorter clips (world.dataset), or a stream with a window (causal.mask)"
             out.append(f"{cost.stage:<10} does not fit into {spec['runtime.memory']}; {advice}")
-    held = stream(spec) if costs else {}
-    if held:
-        parts = ", ".join(f"{name} {size / 1e9:.3g}" for name, size in held.items())
-        out.append(f"{'streaming':<10} {sum(held.values()) / 1e9:.3g} GB ({parts}), without activations")
-        if limit is not None and sum(held.values()) > limit:
-            out.append(f"{'streaming':<10} does not fit into {spec['runtime.memory']}; take a smaller window, or bf16")
     return out
+
+
+def planned(spec: Spec) -> int:
+    """How many GPUs are planned for: ``runtime.gpus``, or where it is 0 as many as processes run here."""
+    return spec["runtime.gpus"] or ranks.count()
+
+
+def _time(gpu_hours: float) -> str:
+    return f"{gpu_hours:.3g} GPU-hours" if gpu_hours >= 0.1 else f"{gpu_hours * 3600:.3g} GPU-seconds"
 
 
 def remedies(spec: Spec, stage: str, gpus: int, limit: float) -> list[str]:
