@@ -239,23 +239,26 @@ def lines(spec: Spec, costs: list[Cost]) -> list[str]:
     """The costs for a person, whether they fit into ``runtime.memory``, and what would make them."""
     gpus = planned(spec)
     limit = memory_of(spec["runtime.memory"]) if spec["runtime.memory"] else None
-    # The stages' precision; of what makes clips the time is its own.
-    rate = f"{RATE[spec['precision']] / 1e12:g} TFLOP/s each"
-    chosen = "" if spec["runtime.gpus"] else ", as many as processes run here; runtime.gpus=N plans for N"
+    chosen = "" if spec["runtime.gpus"] else " (as many as processes run here; runtime.gpus=N plans for N)"
     training = any(cost.stage not in ALONE for cost in costs)
-    out = [f"on {gpus} GPU(s){chosen}; estimated, at {rate}:"] if training else []
+    where = f"on {gpus} GPU(s){chosen}" if training else "on one GPU"
+    rates = ", ".join(f"{rate / 1e12:g} in {name}" for name, rate in RATE.items())
+    out = [f"{where}, estimated, at so many TFLOP/s each: {rates}"] if costs else []
     for cost in costs:
         parts = ", ".join(f"{name} {size / 1e9:.3g}" for name, size in cost.memory.items() if size)
         clip = ALONE.get(cost.stage, "")
+        size = f"{cost.parameters / 1e9:.3g} G parameters, " if cost.parameters else ""
         out.append(
-            f"{cost.stage:<10} {clip}{cost.parameters / 1e9:.3g} G parameters, {cost.flops / 1e15:.4g} PFLOP, "
+            f"{cost.stage:<10} {clip}{size}{cost.flops / 1e15:.4g} PFLOP, "
             f"{_time(cost.gpu_hours)}, {cost.peak / 1e9:.3g} GB per GPU ({parts})"
         )
         if limit is not None and cost.peak > limit:
             ways = remedies(spec, cost.stage, gpus, limit)
             advice = f"it would with {' | or '.join(ways)}" if ways else "no option here makes it fit"
             if clip:
-                advice = "make smaller or shorter clips (world.dataset), or a stream with a window (causal.mask)"
+                advice = "make the clips smaller or shorter"
+                if "cache" in cost.memory:
+                    advice += ", or stream with a smaller window (causal.mask)"
             out.append(f"{cost.stage:<10} does not fit into {spec['runtime.memory']}; {advice}")
     return out
 
