@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from causvid import schedule
+from causvid.attention.cache import KVCache
 from causvid.attention.kernels import Kernel
-from causvid.attention.masks import Bidirectional, Rule
+from causvid.attention.masks import Bidirectional, BlockCausal, Rule
 from causvid.data.trajectories import Trajectories
 from causvid.errors import UserError
 from causvid.models import wan_files
@@ -60,6 +61,42 @@ def teacher_sampler(spec: Spec, steps: int | None = None) -> Any:
 def student_input(spec: Spec) -> Any:
     """What the student is trained on; one that streams commits its context when the student's sampler does."""
     return construct(spec["student.input"], context_t=spec["student.sampler"].get("context_t", 0.0))
+
+
+def stream_cache(policy: Bound, mask: Rule, frames: int, first_block_frames: int | None = None) -> KVCache:
+    """An empty cache under a policy, for a network that was trained under ``mask`` on clips of ``frames`` latents.
+
+    Args:
+        first_block_frames: frames of the first block, where it is not that of training.
+
+    Raises:
+        UserError: the policy does not fit the mask.
+    """
+    made = construct(policy)
+    try:
+        rule = made.rule(mask, frames)
+        if first_block_frames is not None:
+            if not isinstance(rule, BlockCausal):
+                raise ValueError(f"mask '{type(rule).__name__}' has no first block of another size")
+            rule = replace(rule, first_block_frames=first_block_frames)
+    except ValueError as error:
+        raise UserError(f"cache '{policy['name']}': {error}") from error
+    return KVCache(rule, position=made.place())
+
+
+def train_stream_mismatch(spec: Spec, frames: int) -> str:
+    """How streams of a causal student differ from its training, in words; empty where they do not."""
+    if not spec["student.causal"]:
+        return ""
+    mask, position = causal_rule(spec), construct(spec["causal.position"])
+    cache = stream_cache(spec["student.cache"], mask, frames)
+    frame = torch.arange(10 * frames)
+    query, key = frame[:, None], frame[None]  # by what they say: a rule has more than one spelling
+    same = torch.equal(mask.sees(query, key), cache.rule.sees(query, key))
+    differ = [] if same else [f"trained under {mask}, streams under {cache.rule}"]
+    if cache.position not in (None, position):
+        differ.append(f"trained with {position} positions, streams with {cache.position}")
+    return "; ".join(differ)
 
 
 def network(spec: Spec, world: World, mask: Rule, kernel: Kernel | None = None, model: Bound | None = None) -> VideoDiT:

@@ -73,7 +73,10 @@ def explained(name: str, overrides: Sequence[str], root: Path) -> tuple[list[dic
     known = spec["model"]["name"] == "dit"
     found = [*costs.of(spec, stages, costs.planned(spec)), *sampling_costs.of(spec, stages)] if known else []
     by_stage = {cost.stage: cost.as_json() for cost in found}
-    return [row | {"cost": by_stage.get(row["stage"])} for row in rows], costs.lines(spec, found)
+    lines = costs.lines(spec, found)
+    differs = build.train_stream_mismatch(spec, build.World(spec).latent_shape[0])
+    told = [*lines, f"train_stream_mismatch: {differs}"] if differs else lines
+    return [row | {"cost": by_stage.get(row["stage"])} for row in rows], told
 
 
 def single(name: str, overrides: Sequence[str]) -> Spec:

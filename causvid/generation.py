@@ -96,7 +96,7 @@ def engine_with(spec: Spec, weights_path: Path) -> Engine:
     frames, *frame = world.latent_shape
     return Engine(
         network, network, world.codec, world.text_encoder, (frame[0], frame[1], frame[2]), frames,
-        tuple(sampler.times), spec["student.shift"], getattr(sampler, "context_t", 0.0),
+        tuple(sampler.times), spec["student.shift"], getattr(sampler, "context_t", 0.0), cache=spec["student.cache"],
     )  # fmt: skip
 
 

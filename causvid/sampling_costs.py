@@ -45,7 +45,8 @@ def _generate(spec: Spec, world: build.World) -> Cost:
     memory = {"weights": float(net.parameters * each)}
     if rule.causal and not teacher:
         flops = _stream_flops(spec, world, rule, net)
-        cached, working = _stream_memory(rule, frames, net, precision, each)
+        kept = build.stream_cache(spec["student.cache"], rule, frames).rule
+        cached, working = _stream_memory(kept, frames, net, precision, each)
         memory["cache"] = cached
         block = max(stop - start for start, stop in rule.blocks(frames))
     else:

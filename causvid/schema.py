@@ -112,12 +112,16 @@ class OdeInit(Training):
 
 @dataclass(frozen=True)
 class Student:
-    """The few-step student: ``steps`` is a count (a uniform grid, shifted) or a list of times."""
+    """The few-step student: ``steps`` is a count (a uniform grid, shifted) or a list of times.
+
+    ``cache``: what its streams keep; other than in training it is a ``train_stream_mismatch`` (docs/pitfalls.md).
+    """
 
     steps: int | Sequence[float] = number(4, least=0, most=MOST_STEPS)
     shift: float = number(1.0, least=1e-3)
     input: Any = component("student_input", "data")
     sampler: Any = component("sampler", "rollout")
+    cache: Any = component("cache_policy", "trained")
     causal: bool = True
 
 

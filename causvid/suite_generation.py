@@ -17,6 +17,7 @@ from causvid.eval import sampling
 from causvid.eval.benchmarks import CRF, Suite
 from causvid.spec import Spec
 from causvid.stages import suites
+from causvid.stages.sample import load_student
 from causvid.wan_generation import Request, Studio
 
 
@@ -38,7 +39,7 @@ def from_run(order: Order, name: str, root: Path) -> int:
     spec, path = generation.student_of(name, root)
     experiment.set_threads(spec)
     world = build.World(spec)
-    student = build.load_network(spec, world, build.student_rule(spec), path)
+    student = load_student(spec, world, path.parent)
     return suites.sample_suite(order.suite, order.out, spec, world, student, path.parent.name, order.shard)
 
 

@@ -132,6 +132,7 @@ class Scene:
         data: clean latents ``b f c h w``, where the stage has data.
         trajectory: sampling trajectories, where the stage has them.
         generate: the student's own samples, with or without gradient, where the stage has a student input.
+        codec: pixels to latents and back, where the stage has it.
     """
 
     draw: Draw
@@ -142,6 +143,7 @@ class Scene:
     data: Tensor | None = None
     trajectory: Trajectory | None = None
     generate: Callable[[bool], StudentSample] | None = None
+    codec: Any = None
 
     def per_block(self, values: Tensor) -> Tensor:
         """Spread one value per block, ``b blocks``, over the blocks' frames: ``b f``."""

@@ -246,6 +246,11 @@ def test_the_sampler_of_the_student_counts_in_training_only_where_it_is_used_the
         assert (before["distill"] != after["distill"]) is counts and before["sample"] != after["sample"]
 
 
+def test_the_cache_of_streams_counts_where_the_student_is_sampled(folder):
+    before, after = identities(folder), identities(folder, "student.cache=full")
+    assert {name for name in before if before[name] != after[name]} == {"sample_start", "sample", "evaluate", "report"}
+
+
 def test_a_report_is_of_its_name_and_base(folder, tmp_path):
     """The page shows both: another spec of the same values has a page of its own, and nothing else."""
     (tmp_path / "named.yaml").write_text(f"base: {toy_spec(folder)}\n")

@@ -126,6 +126,33 @@ def test_guidance_is_unconditional_plus_weighted_difference():
     assert len(model.calls) == 1
 
 
+def test_guidance_within_an_interval_of_times_leaves_the_other_frames_as_they_are():
+    model, x, t = GaussianDenoiser(), normal(*SHAPE), torch.tensor([[0.2, 0.5, 0.7, 0.9]], dtype=F64).expand(3, 4)
+    text, free = numbers(*WANTED), numbers(*FREE)
+    wanted, plain = (model(x, t, each).x0 for each in (text, free))
+    guided = guided_x0(model, x, t, text, free, 4.5, (0.5, 0.8))
+    torch.testing.assert_close(guided[:, [0, 3]], wanted[:, [0, 3]])
+    torch.testing.assert_close(guided[:, [1, 2]], (plain + 4.5 * (wanted - plain))[:, [1, 2]])
+
+
+def test_the_gradient_is_guided_within_the_interval_alone():
+    t = U[:, [0, 1, 1, 2]]
+    edge = float(t.median())
+    world = World("x0", "per_block")
+    loss = DMD(3.0, score_times="per_block", eps=EPS, guidance_interval=(edge, 1.0))
+    loss("student", world.scene).value.backward()
+    weight = torch.where(t >= edge, 3.0, 1.0).double()[..., None, None, None]
+    assert 0 < (weight > 1).sum() < weight.numel()
+    expected = by_scores(world.sample.detach(), t, world.noise, weight, world.counts)
+    torch.testing.assert_close(world.sample.grad * world.z.numel(), expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("interval", [(0.5,), (0.8, 0.2), (-0.1, 1.0), (0.0, 1.5)])
+def test_an_interval_that_is_none_is_refused(interval):
+    with pytest.raises(ValueError, match="guidance_interval needs 0 <= lowest <= highest <= 1"):
+        DMD(2.0, guidance_interval=interval)
+
+
 @pytest.mark.parametrize("player", ["student", "fake_score"])
 def test_score_times_are_clamped(player):
     world = World()

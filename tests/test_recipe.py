@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 from toy import toy_spec
 
-from causvid import cli, experiment, generation, runs, spec, training
+from causvid import build, cli, experiment, generation, runs, spec, training
 from causvid.data.clips import png
 from causvid.data.video import read_mp4
 from causvid.errors import UserError
 from causvid.randomness import Draw
-from causvid.stages import distill
+from causvid.stages import distill, sample
 
 ALL = ["teacher", "ode_pairs", "ode_init", "distill", "sample_teacher", "sample_start", "sample", "evaluate", "report"]
 
@@ -54,6 +54,23 @@ def test_a_second_run_does_nothing(first, folder):
     before = files()
     again = experiment.run(toy_spec(folder), [], folder / "runs")
     assert again.executed == [] and again.metrics == first.metrics and files() == before
+
+
+def test_a_student_streams_under_its_cache_policy_as_one_whose_mask_that_is(first, folder):
+    """The stream under another rule is that of a network with this rule as its mask."""
+    toy = toy_spec(folder)
+    arm, other = spec.load(toy, ["student.cache=full"]), spec.load(toy, ["causal.mask=block_causal"])
+    weights = next((folder / "runs" / "distill").glob("*/weights.safetensors")).parent
+    world = build.World(arm)
+    text, shape = (
+        world.text_encoder.encode(["a red circle moves left"]),
+        (4 * world.latent_shape[0], *world.latent_shape[1:]),
+    )
+    videos = [
+        sample.load_student(each, world, weights)(shape, text, Draw(0, "test", 0, [0]))
+        for each in (arm, other, spec.load(toy))
+    ]
+    assert (videos[0] - videos[1]).abs().max() < 1e-5 and (videos[0] - videos[2]).abs().max() > 1e-3
 
 
 def test_fewer_steps_run_again_only_what_depends_on_them(first, folder):

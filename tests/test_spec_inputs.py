@@ -6,6 +6,7 @@ import contextlib
 import copy
 import re
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from toy import toy_spec
 
-from causvid import build, checks, registry, spec
+from causvid import build, checks, experiment, registry, spec
 from causvid.errors import UserError
 from causvid.spec import complete, inherited, load
 from causvid.validate import Bound
@@ -215,6 +216,28 @@ def test_a_self_rollout_commits_when_the_sampler_does():
     arm = load("tiny/from_scratch", ["student.input=self_rollout", "student.sampler.context_t=0.1"])
     assert build.student_input(arm).context_t == 0.1
     assert "accepted: exit_step" in refused("tiny/from_scratch", ["student.input={name: self_rollout, context_t: 0}"])
+
+
+def test_another_cache_than_in_training_is_a_mismatch_that_is_named():
+    def differs(*overrides):
+        return build.train_stream_mismatch(load("tiny/causvid", list(overrides)), 12)
+
+    assert differs() == "" and differs("student.cache=window") == ""  # another way to write the trained window
+    sink = differs("student.cache=sink_window")
+    assert "trained under SlidingWindow" in sink and "streams under SinkWindow" in sink and "WindowRelative" in sink
+    assert differs("student.causal=false", "student.sampler=few_step") == ""
+    _, lines = experiment.explained("tiny/causvid", ["student.cache=full"], Path("nowhere"))
+    assert any(line.startswith("train_stream_mismatch: trained under SlidingWindow") for line in lines)
+
+
+def test_a_cache_that_can_not_be_is_refused_before_anything_runs():
+    for overrides, words in (
+        (["student.cache={name: window, window_frames: 2}"], "cache 'window'"),
+        (["student.cache=full", "student.causal=false", "student.sampler=few_step"], "for causal students only"),
+    ):
+        with pytest.raises(UserError, match=words):
+            checks.check(load("tiny/causvid", overrides))
+    assert "accepted" in refused("tiny/causvid", ["student.cache=ring"])
 
 
 class Slow:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from closed_form import F64, LATENT, FixedDraw, GaussianDenoiser, normal, numbers, scene, tiny_dit, tiny_text
 
 from causvid import schedule
 from causvid.attention.masks import BlockCausal, SlidingWindow
+from causvid.models.codecs import Identity
 from causvid.randomness import Draw
 from causvid.samplers.few_step import renoise
 from causvid.samplers.rollout import Rollout, few_step_schedule, run_schedule
@@ -125,6 +128,24 @@ class FixedExit:
         return self.last
 
 
+class FixedExtra:
+    """A draw whose number of extra blocks is given."""
+
+    def __init__(self, draw, extra):
+        self.draw, self.extra, self.normal = draw, extra, draw.normal
+
+    def shared_integer(self, purpose, high):
+        assert purpose == "extra_blocks" and self.extra < high
+        return self.extra
+
+
+class Halves(Identity):
+    """A codec whose image of a frame is half of it, so that what was encoded anew can be told."""
+
+    def encode(self, pixels):
+        return pixels / 2
+
+
 RULES = {"blocks": BlockCausal(2), "window": SlidingWindow(2, window_frames=3), "first_frame_alone": BlockCausal(2, 1)}
 
 
@@ -176,6 +197,76 @@ def test_self_rollout_records_one_evaluation_per_block(grad):
     SelfRollout("last")(tiny_scene(Watched()), TIMES, grad)
     block = [(False, False), (False, False), (grad, False), (False, True)]
     assert modes == (block * 3)[:-1]
+
+
+def longer(model, extra, frames=5, most=3, grad=False):
+    draw = FixedExtra(Draw(0, "train", 0, [4, 5]), extra)
+    data = torch.zeros(2, frames, *LATENT, dtype=F64)
+    given_scene = scene(draw, {"student": model}, model.mask.blocks(frames), text=tiny_text(), data=data)
+    return SelfRollout("last", extra_blocks=most)(replace(given_scene, codec=Halves()), TIMES, grad)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("extra", [1, 3])
+def test_a_longer_rollout_is_judged_by_its_end(rule, extra):
+    """It is inference's rollout; what is judged begins with its frame encoded anew, which does not count."""
+    model = tiny_dit(RULES[rule])
+    sample = longer(model, extra)
+    total = model.mask.block_range(extra + len(model.mask.blocks(5)) - 1)[1]
+    whole = Rollout(TIMES)(model, (total, *LATENT), tiny_text(), Draw(0, "train", 0, [4, 5]))
+    torch.testing.assert_close(sample.x0[:, 1:], whole[:, -4:], rtol=0, atol=1e-12)
+    torch.testing.assert_close(sample.x0[:, :1], whole[:, -5:-4].clamp(-1, 1) / 2, rtol=0, atol=1e-12)
+    assert sample.counts.tolist() == [[False, True, True, True, True]] * 2
+    assert sample.t.tolist() == [[0.0, *[TIMES[-1]] * 4]] * 2
+
+
+def test_a_rollout_without_extra_blocks_is_a_clip():
+    model = tiny_dit()
+    sample = longer(model, 0)
+    torch.testing.assert_close(sample.x0, SelfRollout("last")(tiny_scene(model), TIMES, False).x0, rtol=0, atol=0)
+    assert sample.counts.all()
+
+
+def test_extra_blocks_keep_no_gradient():
+    model, modes = tiny_dit(), []
+
+    class Watched:
+        mask, new_cache = model.mask, model.new_cache
+
+        def __call__(self, *args, commit, **options):
+            modes.append(torch.is_grad_enabled())
+            return model(*args, commit=commit, **options)
+
+    sample = longer(Watched(), 2, grad=True)
+    clean, block = [False] * 4, [False, False, True, False]
+    assert modes == [*clean * 2, *block * 3][:-1]
+    (gradient,) = torch.autograd.grad(sample.x0[:, :1].sum() + 0 * sample.x0.sum(), model.head.weight)
+    assert gradient.abs().max() == 0
+
+
+def test_extra_blocks_take_all_steps_wherever_the_judged_ones_stop():
+    model, seen = tiny_dit(), []
+
+    class Watched:
+        mask, new_cache = model.mask, model.new_cache
+
+        def __call__(self, x, t, *args, **options):
+            seen.append(float(t[0, 0]))
+            return model(x, t, *args, **options)
+
+    class Draws(FixedExtra):
+        def shared_integer(self, purpose, high):
+            return 0 if purpose == "exit" else super().shared_integer(purpose, high)
+
+    given_scene = tiny_scene(Watched())
+    given_scene = replace(given_scene, draw=Draws(given_scene.draw, 1), codec=Halves())
+    SelfRollout(extra_blocks=1)(given_scene, TIMES, False)
+    assert seen == [*TIMES, 0.0, *[TIMES[0], 0.0] * 3][:-1]
+
+
+def test_a_negative_number_of_extra_blocks_is_refused():
+    with pytest.raises(ValueError, match="extra_blocks must be at least 0, got -1"):
+        SelfRollout(extra_blocks=-1)
 
 
 def test_gradient_never_crosses_steps():

@@ -114,6 +114,7 @@ class Findings:
     stages: Sequence[StageRecord]
     metric_notes: Mapping[str, str]
     environment: Mapping[str, Any]
+    train_stream_mismatch: str = ""
 
 
 def headline(findings: Findings, equal: int | None) -> list[dict[str, str]]:

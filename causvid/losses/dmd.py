@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -13,13 +14,25 @@ from causvid.registry import register
 from causvid.types import LossOutput, Scene, Text
 
 
-def guided_x0(model: object, x_t: Tensor, t: Tensor, text: Text, unconditional: Text, guidance: float) -> Tensor:
-    """Estimate of x0 with classifier-free guidance: uncond + w (cond - uncond); w = 1 costs one evaluation."""
+def guided_x0(
+    model: object,
+    x_t: Tensor,
+    t: Tensor,
+    text: Text,
+    unconditional: Text,
+    guidance: float,
+    interval: Sequence[float] = (0.0, 1.0),
+) -> Tensor:
+    """Estimate of x0 with classifier-free guidance: uncond + w (cond - uncond); w = 1 costs one evaluation.
+
+    Frames whose time ``t`` (``b f``) lies outside the interval are not guided (Kynkaanniemi et al., arXiv 2404.07724).
+    """
     conditional = model(x_t, t, text).x0  # type: ignore[operator]
     if guidance == 1.0:
         return conditional
     free = model(x_t, t, unconditional).x0  # type: ignore[operator]
-    return free + guidance * (conditional - free)
+    weight = torch.where((t >= interval[0]) & (t <= interval[1]), guidance, 1.0).to(conditional.dtype)
+    return free + weight[:, :, None, None, None] * (conditional - free)
 
 
 def dmd_gradient(fake_x0: Tensor, real_x0: Tensor, x0: Tensor, counts: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -39,6 +52,8 @@ class DMD:
 
     Args:
         guidance: classifier-free guidance of the real score, in the form uncond + w (cond - uncond).
+        guidance_interval: score times at which it is guided, (lowest, highest). Guidance at the high ones decides what
+            is seen, at the low ones it only hardens how it looks.
         shift: shift of the score times.
         t_min, t_max: score times are clamped to this range.
         score_times: ``shared`` by all frames, whatever the teacher (as in the release), or drawn ``per_block``, as a
@@ -60,11 +75,15 @@ class DMD:
         score_times: Literal["shared", "per_block"] = "shared",
         count_clean: bool = False,
         eps: float = 1e-4,
+        guidance_interval: Sequence[float] = (0.0, 1.0),
         t_floor: float = 0.0,
     ) -> None:
         if not 0 <= t_min < t_max <= 1:
             raise ValueError(f"score times need 0 <= t_min < t_max <= 1, got {t_min} and {t_max}")
-        self.guidance, self.shift, self.t_min, self.t_max = guidance, shift, t_min, t_max
+        if len(guidance_interval) != 2 or not 0 <= guidance_interval[0] <= guidance_interval[1] <= 1:
+            raise ValueError(f"guidance_interval needs 0 <= lowest <= highest <= 1, got {list(guidance_interval)}")
+        self.guidance, self.guidance_interval = guidance, tuple(guidance_interval)
+        self.shift, self.t_min, self.t_max = shift, t_min, t_max
         self.score_times: Literal["shared", "per_block"] = score_times
         self.count_clean, self.eps, self.t_floor = count_clean, eps, t_floor
 
@@ -84,7 +103,9 @@ class DMD:
         with torch.no_grad():
             x_t, t, _ = self._noised(scene, x0)
             fake = scene.nets["fake_score"](x_t, t, scene.text).x0
-            real = guided_x0(scene.nets["teacher"], x_t, t, scene.text, scene.unconditional, self.guidance)
+            real = guided_x0(
+                scene.nets["teacher"], x_t, t, scene.text, scene.unconditional, self.guidance, self.guidance_interval
+            )
             gradient, normaliser = dmd_gradient(fake, real, x0, counts, self.eps)
         # The mean over elements of 0.5 (x - stopgrad(x - g))^2 has the gradient g / elements.
         value = 0.5 * (sample.x0 - (x0 - gradient)).pow(2).mean()

@@ -86,6 +86,7 @@ def run_schedule(
     draw: Draw,
     cache: object,
     grad_steps: frozenset[int] | None = None,
+    grad_from: int = 0,
 ) -> Iterator[Block]:
     """Run a schedule and yield each block when its last step is done.
 
@@ -99,6 +100,7 @@ def run_schedule(
         cache: an empty cache of the model.
         grad_steps: for each block, which of its denoising steps (0-based) keep gradient; default none. The estimate
             is detached between steps.
+        grad_from: first block that keeps any.
     """
     for number, steps in groupby(schedule_steps, key=lambda step: step.block):
         start, stop = blocks[number]
@@ -107,7 +109,8 @@ def run_schedule(
         for index, step in enumerate(steps):
             if index == 0 and step.t != 1.0:
                 raise ValueError(f"block {number} starts at t = {step.t} without an estimate: it must start at 1")
-            with torch.set_grad_enabled(grad_steps is not None and not step.commit and index in grad_steps):
+            kept = grad_steps is not None and number >= grad_from and not step.commit and index in grad_steps
+            with torch.set_grad_enabled(kept):
                 output = evaluate(model, step, index, estimate.detach(), part, draw, cache)
             if step.commit:
                 cache = output.cache

@@ -6,12 +6,15 @@ Each is a callable ``(scene, times, grad) -> StudentSample``; ``times`` are the 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import chain
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from causvid import schedule
+from causvid.models.wan_vae import VaeState
 from causvid.registry import register
 from causvid.samplers.few_step import renoise
 from causvid.samplers.rollout import few_step_schedule, run_schedule
@@ -90,23 +93,49 @@ class SelfRollout:
     Context is committed without gradient (Self-Forcing, arXiv 2506.08009, algorithm 1), at the time at which the
     student's sampler commits it.
 
+    A clip's length does not show slow drift. With ``extra_blocks`` a rollout begins with a random number of further
+    blocks, all steps of them and without gradient, and only the clip's length after them is judged (as LongLive does,
+    arXiv 2509.22622). That clip begins in mid-stream: its first latent, which codecs make of one frame, is the last
+    frame of that latent encoded anew, and does not count.
+
     Args:
         exit_step: after how many steps a block is done: ``random``, the same for all blocks, or always the ``last``.
         context_t: the sampler's.
+        extra_blocks: most blocks before the judged ones.
     """
 
     streams = True
 
-    def __init__(self, exit_step: Literal["random", "last"] = "random", context_t: float = 0.0) -> None:
+    def __init__(
+        self, exit_step: Literal["random", "last"] = "random", context_t: float = 0.0, extra_blocks: int = 0
+    ) -> None:
+        if extra_blocks < 0:
+            raise ValueError(f"extra_blocks must be at least 0, got {extra_blocks}")
         self.exit_step: Literal["random", "last"] = exit_step
-        self.context_t = context_t
+        self.context_t, self.extra_blocks = context_t, extra_blocks
 
     def __call__(self, scene: Scene, times: Sequence[float], grad: bool) -> StudentSample:
         student = scene.nets["student"]
         last = _exit_step(scene, times, self.exit_step)
-        steps = few_step_schedule(len(scene.blocks), times[: last + 1], self.context_t)
+        extra = scene.draw.shared_integer("extra_blocks", self.extra_blocks + 1) if self.extra_blocks else 0
+        count, cache = extra + len(scene.blocks), student.new_cache()
+        ranges = [cache.rule.block_range(block) for block in range(count)] if extra else scene.blocks
+        before = few_step_schedule(extra, times, self.context_t, commit_last=True)
+        judged = few_step_schedule(len(scene.blocks), times[: last + 1], self.context_t)
+        steps = chain(before, (replace(step, block=extra + step.block) for step in judged))
         blocks = run_schedule(
-            student, steps, scene.blocks, _frame_shape(scene), scene.text, scene.draw, student.new_cache(),
-            frozenset({last}) if grad else None,
+            student, steps, ranges, _frame_shape(scene), scene.text, scene.draw, cache,
+            frozenset({last}) if grad else None, extra,
         )  # fmt: skip
-        return _everywhere(torch.cat([block.latents for block in blocks], dim=1), times[last])
+        latents = torch.cat([block.latents for block in blocks], dim=1)
+        return self._end(scene, latents, times[last]) if extra else _everywhere(latents, times[last])
+
+    def _end(self, scene: Scene, latents: Tensor, time: float) -> StudentSample:
+        """The last clip's length of a longer rollout."""
+        start = latents.shape[1] - scene.blocks[-1][1]
+        with torch.no_grad():
+            seen = scene.codec.decode_block(latents[:, : start + 1], VaeState()).value
+            first = scene.codec.encode(seen[:, -1:]).to(latents.dtype)
+        sample = _everywhere(torch.cat([first, latents[:, start + 1 :]], dim=1), time)
+        given = torch.arange(sample.t.shape[1], device=sample.t.device) == 0
+        return StudentSample(sample.x0, sample.t.masked_fill(given, 0.0), sample.counts & ~given)

@@ -103,6 +103,7 @@ class Distill:
                         nets,
                         tuple(rule.blocks(data.shape[1])),
                         data=data,
+                        codec=world.codec,
                     )
                     # Kept, so that several losses of one player judge the same samples.
                     generate = cache(partial(make_input, scene, times))

@@ -74,6 +74,7 @@ class Report:
             stages=list(stage_records(context)),
             metric_notes={m["name"]: documentation("metric", m["name"]) for m in spec["evaluation.metrics"]},
             environment=plain(runs.environment()),
+            train_stream_mismatch=build.train_stream_mismatch(spec, build.World(spec).latent_shape[0]),
         )
         weights.write_bytes(context.folder / "report.html", page.render(findings).encode())
 

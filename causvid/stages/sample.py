@@ -11,7 +11,9 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -20,10 +22,12 @@ import torch
 from torch import Tensor
 
 from causvid import build, progress, weights
+from causvid.attention.cache import KVCache
 from causvid.data.video import to_bytes
 from causvid.randomness import Draw
 from causvid.registry import register
 from causvid.runs import Context
+from causvid.samplers.rollout import Block
 from causvid.spec import Spec
 from causvid.types import Text
 
@@ -31,6 +35,7 @@ SPLIT = "test"
 # What a student's samples depend on beside its weights.
 STUDENT = (
     "world", "model", "causal", "precision", "student.steps", "student.shift", "student.causal", "student.sampler",
+    "student.cache",
 )  # fmt: skip
 
 
@@ -125,31 +130,50 @@ class Sample(_StudentStage):
         count = spec["evaluation.samples"]
         with progress.bar("student clips", count + spec["evaluation.rollout_samples"]) as show:
             student_clips(context, world, "student", "distill", show)
-            student, sampler = load_student(context, world, "distill"), student_sampler(spec)
+            student = load_student(spec, world, context.inputs["distill"])
             if spec["student.causal"]:
-                long_rollouts(context, world, student, sampler)
-            timings = measure(context, world, student, sampler)
+                long_rollouts(context, world, student)
+            timings = measure(context, world, student)
         weights.write_json(context.folder / "timings.json", timings)
 
 
-def student_sampler(spec: Spec) -> Any:
-    return build.construct(spec["student.sampler"], times=build.student_times(spec))
+@dataclass(frozen=True)
+class Student:
+    """A student, as its spec samples it: ``network`` with a sampler and, where it streams, a cache policy."""
+
+    network: Any
+    sampler: Any
+    causal: bool
+    new_cache: Callable[[], KVCache]
+
+    def stream(self, shape: Sequence[int], text: Text, draw: Draw) -> Iterator[Block]:
+        """Blocks of latents of shape ``(f, c, h, w)``, each as soon as it is done."""
+        return self.sampler.stream(self.network, shape, text, draw, self.new_cache())
+
+    def __call__(self, shape: Sequence[int], text: Text, draw: Draw) -> Tensor:
+        """Latents ``b f c h w`` of the whole clip."""
+        if not self.causal:
+            return self.sampler(self.network, shape, text, draw)
+        return torch.cat([block.latents for block in self.stream(shape, text, draw)], dim=1)
 
 
 def student_clips(context: Context, world: build.World, name: str, source: str, show: Callable[[int], None]) -> None:
     """Sample all held-out pairs with the student's architecture and a stage's weights."""
-    student, sampler = load_student(context, world, source), student_sampler(context.spec)
+    student = load_student(context.spec, world, context.inputs[source])
 
     def clips(text: Text, free: Text, draw: Draw) -> Tensor:
-        return sampler(student, world.latent_shape, text, draw)
+        return student(world.latent_shape, text, draw)
 
     collect(context, world, name, clips, show)
 
 
-def load_student(context: Context, world: build.World, source: str) -> Any:
-    spec = context.spec
-    path = context.inputs[source] / "weights.safetensors"
-    return build.load_network(spec, world, build.student_rule(spec), path)
+def load_student(spec: Spec, world: build.World, folder: Path) -> Student:
+    """The student with the weights in a stage's folder."""
+    mask = build.student_rule(spec)
+    network = build.load_network(spec, world, mask, folder / "weights.safetensors")
+    sampler = build.construct(spec["student.sampler"], times=build.student_times(spec))
+    cache = partial(build.stream_cache, spec["student.cache"], mask, world.latent_shape[0])
+    return Student(network, sampler, spec["student.causal"], cache)
 
 
 def from_bytes(videos: Tensor) -> Tensor:
@@ -181,7 +205,7 @@ def collect(
     show(count)
 
 
-def long_rollouts(context: Context, world: build.World, student: Any, sampler: Any) -> None:
+def long_rollouts(context: Context, world: build.World, student: Student) -> None:
     """Stream rollouts of many times the training length; keep the first and the last training length of each."""
     path = context.folder / "rollout.safetensors"
     spec = context.spec
@@ -192,8 +216,7 @@ def long_rollouts(context: Context, world: build.World, student: Any, sampler: A
     frames, *frame = world.latent_shape
     total = frames * spec["evaluation.rollout_factor"]
     blocks = [
-        block.latents
-        for block in sampler.stream(student, (total, *frame), text, Draw(0, "rollout", 0, samples, world.device))
+        block.latents for block in student.stream((total, *frame), text, Draw(0, "rollout", 0, samples, world.device))
     ]
     videos = to_bytes(world.codec.decode(torch.cat(blocks, dim=1))).cpu()
     length = world.codec.pixel_frames(frames)
@@ -204,7 +227,7 @@ def long_rollouts(context: Context, world: build.World, student: Any, sampler: A
     )
 
 
-def measure(context: Context, world: build.World, student: Any, sampler: Any, repeats: int = 5) -> dict[str, float]:
+def measure(context: Context, world: build.World, student: Student, repeats: int = 5) -> dict[str, float]:
     """Seconds to the first block and to a whole clip, student and teacher in turns in one process, one clip each."""
     spec = context.spec
     path = context.inputs["teacher"] / "weights.safetensors"
@@ -218,13 +241,13 @@ def measure(context: Context, world: build.World, student: Any, sampler: Any, re
     def stream() -> tuple[float, float]:
         begin = time.perf_counter()
         if spec["student.causal"]:
-            blocks: Iterator[Any] = sampler.stream(student, world.latent_shape, text, draw)
+            blocks = student.stream(world.latent_shape, text, draw)
             first = list(islice(blocks, 1))
             latency = time.perf_counter() - begin
             for _ in chain(first, blocks):
                 pass
             return latency, time.perf_counter() - begin
-        sampler(student, world.latent_shape, text, draw)
+        student(world.latent_shape, text, draw)
         whole = time.perf_counter() - begin
         return whole, whole
 

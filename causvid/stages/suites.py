@@ -21,7 +21,7 @@ from causvid.randomness import Draw
 from causvid.registry import register
 from causvid.runs import Context
 from causvid.spec import Spec
-from causvid.stages.sample import SPLIT, STUDENT, load_student, student_sampler
+from causvid.stages.sample import SPLIT, STUDENT, Student, load_student
 
 BATCH = 8  # videos that are sampled at once
 
@@ -96,23 +96,28 @@ class SampleSuites:
     def run(self, context: Context) -> None:
         spec = context.spec
         world = build.World(spec)
-        student = load_student(context, world, "distill")
+        student = load_student(spec, world, context.inputs["distill"])
         for suite in suites_of(spec):
             sample_suite(suite, context.folder / suite.name, spec, world, student, context.inputs["distill"].name)
 
 
 def sample_suite(
-    suite: Suite, folder: Path, spec: Spec, world: build.World, student: Any, name: str, shard: tuple[int, int] = (0, 1)
+    suite: Suite,
+    folder: Path,
+    spec: Spec,
+    world: build.World,
+    student: Student,
+    name: str,
+    shard: tuple[int, int] = (0, 1),
 ) -> int:
     """Sample a suite, or a shard of it, with a student; ``name`` tells it from others. Returns how many were made."""
-    sampler = student_sampler(spec)
     prompts = prompts_of(suite, world, spec["evaluation.samples"])
     frames = latent_frames(suite, world, spec["student.causal"])
 
     def make(jobs: Sequence[sampling.Job]) -> list[Tensor]:
         text = world.text_encoder.encode([job.text for job in jobs]).to(world.device)
         draw = Draw(0, "suite", 0, [job.seed for job in jobs], world.device)
-        latents = sampler(student, (frames, *world.latent_shape[1:]), text, draw)
+        latents = student((frames, *world.latent_shape[1:]), text, draw)
         return list(world.codec.decode(latents))
 
     height, width = (side * world.codec.scale for side in world.latent_shape[2:])

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from causvid import build, schedule
 from causvid.attention.cache import KVCache
-from causvid.attention.masks import BlockCausal, Rule
-from causvid.attention.policies import CachePolicy, Footprint
+from causvid.attention.masks import Rule
+from causvid.attention.policies import Footprint
 from causvid.errors import UserError
 from causvid.models.dit import VideoDiT
 from causvid.types import Text
@@ -33,6 +33,7 @@ class Engine:
         times: times of a block's steps, descending from 1.
         shift: of the times, where a session asks for another number of steps.
         context_t: time at which a finished block is committed.
+        cache: cache policy of sessions that ask for none.
     """
 
     model: Any
@@ -45,6 +46,7 @@ class Engine:
     shift: float = 1.0
     context_t: float = 0.0
     device: str = "cpu"
+    cache: Any = "trained"
 
     @cached_property
     def identity(self) -> dict[str, str]:
@@ -87,12 +89,12 @@ class Engine:
         return self.text_encoder.encode(list(prompts)).to(self.device, dtype)
 
     def policy(self, value: Any) -> Bound:
-        """A cache policy by name or mapping, with its defaults written out.
+        """A cache policy by name or mapping, with its defaults written out; None is the engine's own.
 
         Raises:
             UserError: no such policy, or wrong options.
         """
-        return component("cache_policy", value, "cache")
+        return component("cache_policy", self.cache if value is None else value, "cache")
 
     def new_cache(self, policy: Bound, first_block_frames: int | None = None) -> KVCache:
         """An empty cache under a policy.
@@ -103,16 +105,7 @@ class Engine:
         Raises:
             UserError: the policy does not fit the mask.
         """
-        made: CachePolicy = build.construct(policy)
-        try:
-            rule = made.rule(self.mask, self.frames)
-            if first_block_frames is not None:
-                if not isinstance(rule, BlockCausal):
-                    raise ValueError(f"mask '{type(rule).__name__}' has no first block of another size")
-                rule = replace(rule, first_block_frames=first_block_frames)
-        except ValueError as error:
-            raise UserError(f"cache '{policy['name']}': {error}") from error
-        return KVCache(rule, position=made.place())
+        return build.stream_cache(policy, self.mask, self.frames, first_block_frames)
 
     def footprint(self, batch: int = 1) -> Footprint:
         """What the keys and values of a stream are made of."""

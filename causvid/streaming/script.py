@@ -42,7 +42,7 @@ class Script:
     strength: float = 0.8
     fps: float = 8
     policy: Policy = "keep"
-    cache: Any = "trained"
+    cache: Any = None
     steps: int | None = None
     record: Path | None = None
     replay: Path | None = None

@@ -52,7 +52,7 @@ class Session:
         engine: network, codec and text encoder; shared by any number of sessions.
         prompts: a prompt, or one for each row of a batch.
         seed: of the noise.
-        cache: a cache policy by name, or with its options.
+        cache: a cache policy by name, or with its options; default that of the engine.
         steps: denoising steps of a block, or their times; default those of the engine.
         keep: how many moments behind are held, so that going back to them costs nothing; going back further replays.
         record_bytes: bytes of pictures and videos that are held for the record; beyond them there is none.
@@ -66,7 +66,7 @@ class Session:
         engine: Engine,
         prompts: str | Sequence[str],
         seed: int = 0,
-        cache: Any = "trained",
+        cache: Any = None,
         steps: int | Sequence[float] | None = None,
         keep: int = 0,
         record_bytes: int = 1 << 30,
