@@ -39,7 +39,7 @@ class Network:
 
     Attributes:
         parameters, block_parameters: of the whole, and of one block.
-        tokens: of a clip.
+        tokens: of a clip, and of its clean context where it has one.
         forward, block_forward: FLOPs of a pass, and of one of its blocks.
         text_forward: those of a pass that depend on the text alone, which a stream computes once.
         dim, ffn_dim, layers: geometry.
@@ -73,12 +73,18 @@ class Network:
 
 
 def network(
-    spec: Spec, world: build.World, rule: Rule, model: Bound | None = None, frames: int | None = None
+    spec: Spec,
+    world: build.World,
+    rule: Rule,
+    model: Bound | None = None,
+    frames: int | None = None,
+    learns_by: str | None = None,
 ) -> Network:
     """Count a network; the formulas are those of docs/wan.md.
 
     Args:
         frames: how many latent frames it is given; default a clip's.
+        learns_by: path of the component that feeds it in training; with a clean context it is given every frame twice.
     """
     options = model or spec["model"]
     with torch.device("meta"):  # of one block: they are all alike
@@ -87,15 +93,17 @@ def network(
     length, channels, height, width = world.latent_shape
     length = length if frames is None else frames
     per_frame = (height // net.patch[0]) * (width // net.patch[1])
-    tokens, dim, ffn = length * per_frame, options["dim"], options["ffn_dim"]
+    twice = learns_by is not None and any(part.get("context") == "clean" for part in bound(spec[learns_by]))
+    own_tokens, dim, ffn = length * per_frame, options["dim"], options["ffn_dim"]
+    tokens = own_tokens * (1 + twice)
     text = getattr(world.text_encoder, "length", 1)
-    seen = sum((g.queries[1] - g.queries[0]) * len(g.keys) for g in Pattern(rule, length).groups) * per_frame**2
+    seen = sum((g.queries[1] - g.queries[0]) * len(g.keys) for g in Pattern(rule, length, twice).groups) * per_frame**2
     block = 2 * tokens * (6 * dim * dim + 2 * dim * ffn) + 4 * dim * seen  # q k v out, cross q out; ffn; attention
     block += 4 * text * dim * dim + 4 * dim * tokens * text  # keys and values of the text; attention to it
     embedding = 2 * text * (world.text_encoder.dim * dim + dim * dim)
     values = channels * net.patch[0] * net.patch[1]
-    outer = 4 * tokens * values * dim + embedding
-    outer += 2 * length * (options["freq_dim"] * dim + 7 * dim * dim)
+    outer = 2 * (tokens + own_tokens) * values * dim + embedding
+    outer += 2 * length * (1 + twice) * (options["freq_dim"] * dim + 7 * dim * dim)
     return Network(
         sum(p.numel() for p in net.parameters()) + (options["layers"] - 1) * own, own, tokens,
         float(block * options["layers"] + outer), float(block),
@@ -170,7 +178,7 @@ def of(spec: Spec, stages: list[str], gpus: int) -> list[Cost]:
     """The costs of the stages that compute much, in the order given."""
     world = build.World(spec)
     teacher = network(spec, world, build.teacher_rule(spec))
-    student = network(spec, world, build.student_rule(spec))
+    student = network(spec, world, build.student_rule(spec), learns_by="student.input")
     real = network(spec, world, build.teacher_rule(spec), spec["real_score"]) if spec["real_score"] else teacher
     fake = real if spec["fake_score"] == "real_score" else teacher
 
@@ -186,8 +194,9 @@ def of(spec: Spec, stages: list[str], gpus: int) -> list[Cost]:
         if stage == "teacher" and spec["teacher_training.weights"] == "train":
             setting = _training(spec, "teacher_training", gpus)
             samples = setting.batch * spec["teacher_training.iterations"]
-            memory = train_memory([teacher], [], setting)
-            out.append(cost(stage, teacher.parameters, samples * learning(teacher, setting), memory))
+            net = network(spec, world, build.teacher_rule(spec), learns_by="teacher_training.loss")
+            memory = train_memory([net], [], setting)
+            out.append(cost(stage, net.parameters, samples * learning(net, setting), memory))
         elif stage == "ode_pairs":
             twice = 1 if spec["teacher_sampling"].get("guidance", 1.0) == 1.0 else 2
             options = spec["ode_pairs"]
@@ -200,8 +209,9 @@ def of(spec: Spec, stages: list[str], gpus: int) -> list[Cost]:
         elif stage == "ode_init":
             setting = _training(spec, stage, gpus)
             samples = setting.batch * spec["ode_init.iterations"]
-            memory = train_memory([student], [], setting)
-            out.append(cost(stage, student.parameters, samples * learning(student, setting), memory))
+            net = network(spec, world, build.student_rule(spec), learns_by="ode_init.loss")
+            memory = train_memory([net], [], setting)
+            out.append(cost(stage, net.parameters, samples * learning(net, setting), memory))
         elif stage == "distill":
             setting = _training(spec, stage, gpus)
             out.append(_distill(spec, student, fake, real, setting, cost, learning))
@@ -277,7 +287,9 @@ def remedies(spec: Spec, stage: str, gpus: int, limit: float) -> list[str]:
     section = {"teacher": "teacher_training"}.get(stage, stage)
     world = build.World(spec)
     rules = {"student": build.student_rule(spec), "teacher": build.teacher_rule(spec)}
-    nets = {name: network(spec, world, rule) for name, rule in rules.items()}
+    feeds = {"student": "ode_init.loss" if stage == "ode_init" else "student.input",
+             "teacher": "teacher_training.loss" if stage == "teacher" else None}  # fmt: skip
+    nets = {name: network(spec, world, rule, learns_by=feeds[name]) for name, rule in rules.items()}
     nets["real_score"] = network(spec, world, rules["teacher"], spec["real_score"] or spec["model"])
     frozen = [nets["real_score"]] if stage == "distill" else []
     trained = {"teacher": [nets["teacher"]], "ode_init": [nets["student"]],

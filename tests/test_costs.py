@@ -69,7 +69,8 @@ TURNS = [
     "runtime.threads=1",
 ]
 CHANGES = {
-    "as in the paper": ["loss.guidance=2.0"],
+    "as in the paper": ["loss.guidance=2.0", "student.input=data"],
+    "behind clean context": ["loss.guidance=2.0", "student.input={name: data, context: clean}"],
     "without guidance": ["loss.guidance=1.0"],
     "guidance in a part of a sum": ["loss={name: sum, of: [{name: dmd, guidance: 2.0}]}"],
     "checkpointed": ["loss.guidance=2.0", "distill.activation_checkpointing=true"],
