@@ -79,7 +79,7 @@ def plan(
         print(json.dumps(rows))
         return
     for row in rows:
-        print(f"{row['stage']:<15} {row['identity']}  {row['state']}")
+        print(f"{row['stage']:<15} {row['identity'] or 'not kept':<16}  {row['state']}")
     for line in costs:
         say(line)
 

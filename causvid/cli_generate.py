@@ -11,6 +11,7 @@ from causvid.errors import UserError
 
 app = typer.Typer()
 STREAM: dict[str, Any] = {"rich_help_panel": "What happens in the stream"}
+GIVEN: dict[str, Any] = {"rich_help_panel": "From given weights: with --spec"}
 
 
 @app.command(no_args_is_help=True)
@@ -18,28 +19,33 @@ def generate(
     prompt: Annotated[str | None, typer.Argument(help="What the video shows.")] = None,
     run: Annotated[str | None, typer.Option(help="A spec that was run, or the folder of its run.")] = None,
     spec: Annotated[str | None, typer.Option(help="A spec to sample from given weights, such as wan/causal.")] = None,
-    weights: Annotated[Path | None, typer.Option(help="With --spec: the folder of Wan2.1.")] = None,
+    weights: Annotated[Path | None, typer.Option(help="The folder of Wan2.1.", **GIVEN)] = None,
     model: Annotated[
-        Path | None, typer.Option(help="With --spec: the transformer's weights; default those in --weights.")
+        Path | None, typer.Option(help="The transformer's weights; default those in --weights.", **GIVEN)
     ] = None,
-    part: Annotated[str | None, typer.Option(help="Which model of a model.pt, such as generator_ema.")] = None,
-    prompts: Annotated[Path | None, typer.Option(help="A file with one prompt a line, instead of PROMPT.")] = None,
+    part: Annotated[str | None, typer.Option(help="Which model of a model.pt, such as generator_ema.", **GIVEN)] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="A file with one prompt a line, instead of PROMPT.", **GIVEN)
+    ] = None,
     out: Annotated[Path, typer.Option(help="The mp4 to write, or a folder for several.")] = Path("clip.mp4"),
     frames: Annotated[int | None, typer.Option(min=1, help="Pixel frames; default the training length.")] = None,
     rollouts: Annotated[
-        int | None, typer.Option(min=1, help="Long video of so many overlapping rollouts, as the release makes it.")
+        int | None,
+        typer.Option(min=1, help="Long video of so many overlapping rollouts, as the release makes it.", **GIVEN),
     ] = None,
     seed: Annotated[list[int] | None, typer.Option(help="Seed of the noise; may be given several times.")] = None,
-    negative: Annotated[str | None, typer.Option(help="Negative prompt; default the spec's.")] = None,
-    height: Annotated[int | None, typer.Option(min=16, help="Pixels; a multiple of 16.")] = None,
-    width: Annotated[int | None, typer.Option(min=16, help="Pixels; a multiple of 16.")] = None,
+    negative: Annotated[str | None, typer.Option(help="Negative prompt; default the spec's.", **GIVEN)] = None,
+    height: Annotated[int | None, typer.Option(min=16, help="Pixels; a multiple of 16.", **GIVEN)] = None,
+    width: Annotated[int | None, typer.Option(min=16, help="Pixels; a multiple of 16.", **GIVEN)] = None,
     fps: Annotated[int | None, typer.Option(min=1, help="Frames per second of the mp4; 8, or 16 with --spec.")] = None,
     scale: Annotated[int, typer.Option(min=1, help="With --run: pixels of the mp4 per pixel of the video.")] = 8,
     change: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="With --spec: a change to the spec.")
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A change to the spec.", **GIVEN)
     ] = None,
-    device: Annotated[str | None, typer.Option(help="With --spec: default an accelerator, if there is one.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="bf16, fp16 or fp32; default fp32 on a CPU, else bf16.")] = None,
+    device: Annotated[str | None, typer.Option(help="Default an accelerator, if there is one.", **GIVEN)] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="bf16, fp16 or fp32; default fp32 on a CPU, else bf16.", **GIVEN)
+    ] = None,
     runs: Annotated[Path, typer.Option("--runs", envvar="CAUSVID_RUNS", help="Folder of all results.")] = Path("runs"),
     prompts_at: Annotated[
         str | None, typer.Option(metavar="FRAME:PROMPT;...", help="Prompts that change in mid-stream.", **STREAM)

@@ -35,13 +35,22 @@ def convert(
     """
     from causvid import convert as conversion
     from causvid.progress import console
+    from causvid.tensor_files import some
 
     certificate = conversion.convert(source, target, layout, config, part, int(shard_gb * 1e9))
     console.print(
-        f"certificate: {certificate['tensors']} tensors, {certificate['unequal_tensors']} unequal, "
+        f"certificate: {certificate['tensors']} tensors "
+        f"({', '.join(f'{count} {name}' for name, count in certificate['dtypes'].items())}), "
+        f"{certificate['unequal_tensors']} unequal, "
         f"max abs difference of outputs {certificate['max_abs_difference']:g}",
         highlight=False,
     )
+    if certificate["retyped_tensors"]:
+        console.print(
+            f"{len(certificate['retyped_tensors'])} tensors of the source have a wider type here, and the same values: "
+            "layout 'ours' holds queries, keys and values as one tensor, and theirs are of different types "
+            f"({some(certificate['retyped_tensors'])})", highlight=False, soft_wrap=True,
+        )  # fmt: skip
     print(json.dumps(certificate) if as_json else certificate["path"])
 
 

@@ -5,6 +5,7 @@ The certificate is made from what was written: it is read again, loaded, and run
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,10 +15,10 @@ from torch import Tensor
 from causvid import progress, tensor_files
 from causvid.errors import UserError
 from causvid.models import wan_files
-from causvid.models.layouts import widest
 from causvid.models.wan import LAYOUTS, Layout, Size
 from causvid.randomness import Draw
 from causvid.registry import did_you_mean
+from causvid.tensor_files import some
 from causvid.types import Text
 from causvid.weights import write_json
 
@@ -48,10 +49,12 @@ def convert(
     """
     if layout not in LAYOUTS:
         raise UserError(f"no layout '{layout}'{did_you_mean(layout, LAYOUTS)}; accepted: {', '.join(LAYOUTS)}")
+    wan_files.refuse_existing(target)
     found = wan_files.find(source, part)
     size = wan_files.size_of(found, config)
     wan_files.checked(found, size)
     progress.console.print(f"{found.files.path}: {found.layout}, {size}", highlight=False)
+    _refuse_not_finite(found)
     written = wan_files.write(found, size, cast(Layout, layout), target, shard_bytes)
     certificate = certify(found, wan_files.find(target), size)
     place = written.with_suffix(".certificate.json") if written.is_file() else written / "certificate.json"
@@ -61,23 +64,44 @@ def convert(
     return certificate | {"path": str(written.resolve()), "certificate": str(place.resolve())}
 
 
+def _refuse_not_finite(found: wan_files.Found) -> None:
+    """Refuse weights that no network can compute with, and that no comparison finds equal to themselves."""
+    wrong = [name for name in found.files.shapes if not found.files.read(name).isfinite().all()]
+    if wrong:
+        raise UserError(
+            f"{found.files.path} holds NaN or infinite numbers, in {len(wrong)} of {len(found.files.shapes)} tensors: "
+            f"{some(wrong)}. Nothing was written; take another checkpoint, or fetch this one again"
+        )
+
+
 def certify(source: wan_files.Found, target: wan_files.Found, size: Size) -> dict[str, Any]:
-    """Compare two sets of weights tensor by tensor, bit by bit, and by the output of the network on a fixed input."""
-    unequal = 0
-    pairs = zip(source.links(size), target.links(size), strict=True)
-    for one, other in pairs:
-        unequal += not torch.equal(one.join(source.files.read), other.join(target.files.read))
+    """Compare two sets of weights tensor by tensor, bit by bit, and by the output of the network on a fixed input.
+
+    ``dtypes`` counts the target's tensors by type; ``retyped_tensors`` are those of the source that have another type
+    in the target: of different types, and one tensor there. Their values are the same.
+    """
+    unequal, retyped = 0, []
+    before, after = source.files.dtypes, target.files.dtypes
+    for one, other in zip(source.links(size), target.links(size), strict=True):
+        ours, theirs = one.join(source.files.read), other.join(target.files.read)
+        unequal += ours.dtype != theirs.dtype or not torch.equal(ours, theirs)
+        whole = other.theirs * len(one.theirs) if len(other.theirs) == 1 else other.theirs
+        retyped += [name for name, now in zip(one.theirs, whole, strict=False) if before[name] != after[now]]
     outputs = [run(found, size) for found in (source, target)]
+    differences = (outputs[0] - outputs[1]).abs()
+    # In half precision finite weights may give outputs beyond its range, in both alike.
+    differences[(outputs[0] == outputs[1]) | (outputs[0].isnan() & outputs[1].isnan())] = 0.0
     return {
         "source": str(source.files.path),
         "source_layout": source.layout,
         "layout": target.layout,
         "tensors": len(target.files.shapes),
         "parameters": sum(_count(shape) for shape in target.files.shapes.values()),
-        "dtype": str(widest(target.files)).removeprefix("torch."),
+        "dtypes": dict(Counter(str(dtype).removeprefix("torch.") for dtype in after.values())),
+        "retyped_tensors": retyped,
         "unequal_tensors": unequal,
-        "max_abs_difference": float((outputs[0] - outputs[1]).abs().max()),
-        "max_abs_output": float(outputs[0].abs().max()),
+        "max_abs_difference": float(differences.max()),
+        "max_abs_output": float(outputs[0].nan_to_num().abs().max()),
     }
 
 

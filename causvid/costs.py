@@ -1,5 +1,7 @@
 """What a run costs before it runs: parameters, FLOPs, memory and GPU time of each stage, from formulas (docs/wan.md).
 
+What making clips costs stands in ``sampling_costs.py``.
+
 No number is measured and no tensor made: the formulas read the spec alone. Tests compare them with PyTorch's counter of
 FLOPs and with the memory that a step really takes. A multiplication and an addition are two FLOPs; sizes are bytes.
 """
@@ -16,12 +18,17 @@ import torch
 from causvid import build, ranks
 from causvid.attention.masks import Pattern, Rule
 from causvid.errors import UserError
+from causvid.fingerprint import bound
 from causvid.spec import Spec
 from causvid.validate import Bound
 
 FP32 = 4  # bytes; weights, gradients, averages and optimizer are kept in it
 # Bytes per token that one block keeps for its backward pass, per unit of dim and of ffn_dim: counted tensor by tensor.
 KEPT = {"fp32": (96, 8), "bf16": (76, 4)}
+# The same of a pass without a backward pass, at its peak: of one block, whatever the number of blocks.
+PASSING = {"fp32": (60, 8), "bf16": (46, 3)}
+# What no stage of a run does, and one GPU does for one clip; and how its line begins.
+ALONE = {"generate": "one clip: ", "encode": "one clip: "}
 # FLOP/s of one GPU that estimates of time are made with: two fifths of what an H100 can do in either type.
 RATE = {"fp32": 27e12, "bf16": 400e12}
 
@@ -32,8 +39,9 @@ class Network:
 
     Attributes:
         parameters, block_parameters: of the whole, and of one block.
-        tokens: of a clip.
+        tokens: of a clip, and of its clean context where it has one.
         forward, block_forward: FLOPs of a pass, and of one of its blocks.
+        text_forward: those of a pass that depend on the text alone, which a stream computes once.
         dim, ffn_dim, layers: geometry.
     """
 
@@ -42,6 +50,7 @@ class Network:
     tokens: int
     forward: float
     block_forward: float
+    text_forward: float
     dim: int
     ffn_dim: int
     layers: int
@@ -53,30 +62,52 @@ class Network:
         # Checkpointing keeps the input of every block, in fp32.
         return self.layers * (self.tokens * self.dim * FP32 if checkpointing else block), block
 
+    def passing(self, precision: str) -> float:
+        """Bytes per clip that a pass without a backward pass works on."""
+        per_dim, per_ffn = PASSING[precision]
+        return self.tokens * (per_dim * self.dim + per_ffn * self.ffn_dim)
+
     def casts(self, precision: str, checkpointing: bool) -> float:
         """Bytes of the weights in bf16 that a backward pass waits for: of all blocks, or of the one at work."""
         return 2.0 * self.block_parameters * (1 if checkpointing else self.layers) if precision == "bf16" else 0.0
 
 
-def network(spec: Spec, world: build.World, rule: Rule, model: Bound | None = None) -> Network:
-    """Count a network; the formulas are those of docs/wan.md."""
+def network(
+    spec: Spec,
+    world: build.World,
+    rule: Rule,
+    model: Bound | None = None,
+    frames: int | None = None,
+    learns_by: str | None = None,
+) -> Network:
+    """Count a network; the formulas are those of docs/wan.md.
+
+    Args:
+        frames: how many latent frames it is given; default a clip's.
+        learns_by: path of the component that feeds it in training; with a clean context it is given every frame twice.
+    """
     options = model or spec["model"]
     with torch.device("meta"):  # of one block: they are all alike
         net = build.network(spec, world, rule, model=Bound("model", {**options, "layers": 1}))
     own = sum(p.numel() for p in net.blocks[0].parameters())
-    frames, channels, height, width = world.latent_shape
+    length, channels, height, width = world.latent_shape
+    length = length if frames is None else frames
     per_frame = (height // net.patch[0]) * (width // net.patch[1])
-    tokens, dim, ffn = frames * per_frame, options["dim"], options["ffn_dim"]
+    twice = learns_by is not None and any(part.get("context") == "clean" for part in bound(spec[learns_by]))
+    own_tokens, dim, ffn = length * per_frame, options["dim"], options["ffn_dim"]
+    tokens = own_tokens * (1 + twice)
     text = getattr(world.text_encoder, "length", 1)
-    seen = sum((g.queries[1] - g.queries[0]) * len(g.keys) for g in Pattern(rule, frames).groups) * per_frame**2
+    seen = sum((g.queries[1] - g.queries[0]) * len(g.keys) for g in Pattern(rule, length, twice).groups) * per_frame**2
     block = 2 * tokens * (6 * dim * dim + 2 * dim * ffn) + 4 * dim * seen  # q k v out, cross q out; ffn; attention
     block += 4 * text * dim * dim + 4 * dim * tokens * text  # keys and values of the text; attention to it
+    embedding = 2 * text * (world.text_encoder.dim * dim + dim * dim)
     values = channels * net.patch[0] * net.patch[1]
-    outer = 4 * tokens * values * dim + 2 * text * (world.text_encoder.dim * dim + dim * dim)
-    outer += 2 * frames * (options["freq_dim"] * dim + 7 * dim * dim)
+    outer = 2 * (tokens + own_tokens) * values * dim + embedding
+    outer += 2 * length * (1 + twice) * (options["freq_dim"] * dim + 7 * dim * dim)
     return Network(
         sum(p.numel() for p in net.parameters()) + (options["layers"] - 1) * own, own, tokens,
-        float(block * options["layers"] + outer), float(block), dim, ffn, options["layers"],
+        float(block * options["layers"] + outer), float(block),
+        float(4 * text * dim * dim * options["layers"] + embedding), dim, ffn, options["layers"],
     )  # fmt: skip
 
 
@@ -147,7 +178,7 @@ def of(spec: Spec, stages: list[str], gpus: int) -> list[Cost]:
     """The costs of the stages that compute much, in the order given."""
     world = build.World(spec)
     teacher = network(spec, world, build.teacher_rule(spec))
-    student = network(spec, world, build.student_rule(spec))
+    student = network(spec, world, build.student_rule(spec), learns_by="student.input")
     real = network(spec, world, build.teacher_rule(spec), spec["real_score"]) if spec["real_score"] else teacher
     fake = real if spec["fake_score"] == "real_score" else teacher
 
@@ -163,21 +194,24 @@ def of(spec: Spec, stages: list[str], gpus: int) -> list[Cost]:
         if stage == "teacher" and spec["teacher_training.weights"] == "train":
             setting = _training(spec, "teacher_training", gpus)
             samples = setting.batch * spec["teacher_training.iterations"]
-            memory = train_memory([teacher], [], setting)
-            out.append(cost(stage, teacher.parameters, samples * learning(teacher, setting), memory))
+            net = network(spec, world, build.teacher_rule(spec), learns_by="teacher_training.loss")
+            memory = train_memory([net], [], setting)
+            out.append(cost(stage, net.parameters, samples * learning(net, setting), memory))
         elif stage == "ode_pairs":
             twice = 1 if spec["teacher_sampling"].get("guidance", 1.0) == 1.0 else 2
             options = spec["ode_pairs"]
             memory = {"weights": float(teacher.parameters * FP32)}
-            # A block without a backward pass holds about half of what it would keep for one.
-            memory["activations"] = twice * options["batch"] * teacher.kept(spec["precision"], False)[1] / 2
+            # With guidance the two passes are one after the other.
+            memory["activations"] = options["batch"] * teacher.passing(spec["precision"])
+            memory["activations"] += teacher.casts(spec["precision"], False)
             out.append(cost(stage, teacher.parameters, options["count"] * options["steps"] * twice * teacher.forward,
                             memory))  # fmt: skip
         elif stage == "ode_init":
             setting = _training(spec, stage, gpus)
             samples = setting.batch * spec["ode_init.iterations"]
-            memory = train_memory([student], [], setting)
-            out.append(cost(stage, student.parameters, samples * learning(student, setting), memory))
+            net = network(spec, world, build.student_rule(spec), learns_by="ode_init.loss")
+            memory = train_memory([net], [], setting)
+            out.append(cost(stage, net.parameters, samples * learning(net, setting), memory))
         elif stage == "distill":
             setting = _training(spec, stage, gpus)
             out.append(_distill(spec, student, fake, real, setting, cost, learning))
@@ -190,31 +224,12 @@ def _distill(
     passes = 1 if spec["student.input"]["name"] == "data" else len(build.student_times(spec))
     streams = getattr(build.student_input(spec), "streams", False)
     made = student.forward * (passes + streams)  # at most; a rollout commits every block, too
-    twice = 1 if spec["loss"].get("guidance", 1.0) == 1.0 else 2
+    twice = 1 if all(part.get("guidance", 1.0) == 1.0 for part in bound(spec["loss"])) else 2
     update = made - student.forward + learning(student, setting) + fake.forward + twice * real.forward
     update += spec["distill.critic_updates"] * (made + learning(fake, setting))
     flops = spec["distill.iterations"] * setting.batch * update
     parameters = student.parameters + fake.parameters + real.parameters
     return cost("distill", parameters, flops, train_memory([student, fake], [real], setting))
-
-
-def stream(spec: Spec) -> dict[str, float]:
-    """Bytes of streaming one clip by the student: weights and cache in the type of ``precision``, codec's weights."""
-    world, rule = build.World(spec), build.student_rule(spec)
-    if not rule.causal:
-        return {}
-    student = network(spec, world, rule)
-    frames, each = world.latent_shape[0], 2 if spec["precision"] == "bf16" else FP32
-    held, most = [], 0
-    for number, (start, stop) in enumerate(rule.blocks(frames)):
-        held = list(rule.kept(number, [*held, *range(start, stop)]))
-        most = max(most, len(held))
-    per_frame = student.tokens // frames
-    memory = {"weights": float(student.parameters * each)}
-    memory["cache"] = 2.0 * student.layers * student.dim * per_frame * most * each
-    if getattr(world.codec, "released_bytes", None):
-        memory["codec"] = float(world.codec.released_bytes)
-    return memory
 
 
 def memory_of(text: str) -> float:
@@ -232,26 +247,39 @@ def memory_of(text: str) -> float:
 
 def lines(spec: Spec, costs: list[Cost]) -> list[str]:
     """The costs for a person, whether they fit into ``runtime.memory``, and what would make them."""
-    gpus = max(1, spec["runtime.gpus"] or ranks.count())
+    gpus = planned(spec)
     limit = memory_of(spec["runtime.memory"]) if spec["runtime.memory"] else None
-    out = [f"on {gpus} GPU(s), estimated, at {RATE[spec['precision']] / 1e12:g} TFLOP/s each:"] if costs else []
+    chosen = "" if spec["runtime.gpus"] else " (as many as processes run here; runtime.gpus=N plans for N)"
+    training = any(cost.stage not in ALONE for cost in costs)
+    where = f"on {gpus} GPU(s){chosen}" if training else "on one GPU"
+    rates = ", ".join(f"{rate / 1e12:g} in {name}" for name, rate in RATE.items())
+    out = [f"{where}, estimated, at so many TFLOP/s each: {rates}"] if costs else []
     for cost in costs:
         parts = ", ".join(f"{name} {size / 1e9:.3g}" for name, size in cost.memory.items() if size)
+        clip = ALONE.get(cost.stage, "")
+        size = f"{cost.parameters / 1e9:.3g} G parameters, " if cost.parameters else ""
         out.append(
-            f"{cost.stage:<10} {cost.parameters / 1e9:.3g} G parameters, {cost.flops / 1e15:.4g} PFLOP, "
-            f"{cost.gpu_hours:.3g} GPU-hours, {cost.peak / 1e9:.3g} GB per GPU ({parts})"
+            f"{cost.stage:<10} {clip}{size}{cost.flops / 1e15:.4g} PFLOP, "
+            f"{_time(cost.gpu_hours)}, {cost.peak / 1e9:.3g} GB per GPU ({parts})"
         )
         if limit is not None and cost.peak > limit:
             ways = remedies(spec, cost.stage, gpus, limit)
             advice = f"it would with {' | or '.join(ways)}" if ways else "no option here makes it fit"
+            if clip:
+                advice = "make the clips smaller or shorter"
+                if "cache" in cost.memory:
+                    advice += ", or stream with a smaller window (causal.mask)"
             out.append(f"{cost.stage:<10} does not fit into {spec['runtime.memory']}; {advice}")
-    held = stream(spec) if costs else {}
-    if held:
-        parts = ", ".join(f"{name} {size / 1e9:.3g}" for name, size in held.items())
-        out.append(f"{'streaming':<10} {sum(held.values()) / 1e9:.3g} GB ({parts}), without activations")
-        if limit is not None and sum(held.values()) > limit:
-            out.append(f"{'streaming':<10} does not fit into {spec['runtime.memory']}; take a smaller window, or bf16")
     return out
+
+
+def planned(spec: Spec) -> int:
+    """How many GPUs are planned for: ``runtime.gpus``, or where it is 0 as many as processes run here."""
+    return spec["runtime.gpus"] or ranks.count()
+
+
+def _time(gpu_hours: float) -> str:
+    return f"{gpu_hours:.3g} GPU-hours" if gpu_hours >= 0.1 else f"{gpu_hours * 3600:.3g} GPU-seconds"
 
 
 def remedies(spec: Spec, stage: str, gpus: int, limit: float) -> list[str]:
@@ -259,7 +287,9 @@ def remedies(spec: Spec, stage: str, gpus: int, limit: float) -> list[str]:
     section = {"teacher": "teacher_training"}.get(stage, stage)
     world = build.World(spec)
     rules = {"student": build.student_rule(spec), "teacher": build.teacher_rule(spec)}
-    nets = {name: network(spec, world, rule) for name, rule in rules.items()}
+    feeds = {"student": "ode_init.loss" if stage == "ode_init" else "student.input",
+             "teacher": "teacher_training.loss" if stage == "teacher" else None}  # fmt: skip
+    nets = {name: network(spec, world, rule, learns_by=feeds[name]) for name, rule in rules.items()}
     nets["real_score"] = network(spec, world, rules["teacher"], spec["real_score"] or spec["model"])
     frozen = [nets["real_score"]] if stage == "distill" else []
     trained = {"teacher": [nets["teacher"]], "ode_init": [nets["student"]],

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from causvid import build, checks, costs, progress, ranks, registry, runs
+from causvid import build, checks, costs, progress, ranks, registry, runs, sampling_costs
 from causvid import spec as specs
 from causvid.errors import UserError
 from causvid.spec import Spec
@@ -65,17 +65,18 @@ def explained(name: str, overrides: Sequence[str], root: Path) -> tuple[list[dic
     store = runs.Store(root.resolve())
     spec = single(name, overrides)
     nodes = plan(spec)
-    gpus = max(1, spec["runtime.gpus"] or ranks.count())
+    rows = [{"stage": n.name, "identity": n.identity, "state": store.explain(n)} for n in nodes]
+    if sampling_costs.only_samples(spec):  # its stages could not run
+        rows = [{"stage": "generate", "identity": None, "state": f"by 'causvid generate --spec {name}'"}]
+    stages = [row["stage"] for row in rows]
     # The formulas are those of one network.
-    found = costs.of(spec, [node.name for node in nodes], gpus) if spec["model"]["name"] == "dit" else []
+    known = spec["model"]["name"] == "dit"
+    found = [*costs.of(spec, stages, costs.planned(spec)), *sampling_costs.of(spec, stages)] if known else []
     by_stage = {cost.stage: cost.as_json() for cost in found}
-    rows = [
-        {"stage": n.name, "identity": n.identity, "state": store.explain(n), "cost": by_stage.get(n.name)}
-        for n in nodes
-    ]
     lines = costs.lines(spec, found)
     differs = build.train_stream_mismatch(spec, build.World(spec).latent_shape[0])
-    return rows, [*lines, f"train_stream_mismatch: {differs}"] if differs else lines
+    told = [*lines, f"train_stream_mismatch: {differs}"] if differs else lines
+    return [row | {"cost": by_stage.get(row["stage"])} for row in rows], told
 
 
 def single(name: str, overrides: Sequence[str]) -> Spec:

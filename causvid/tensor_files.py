@@ -89,8 +89,10 @@ class _Safetensors(TensorFiles):
 class _Pickle(TensorFiles):
     """A dictionary of tensors that ``torch.save`` wrote."""
 
-    def __init__(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
-        self._tensors = dict(tensors)
+    def __init__(self, path: Path, part: str | None, tensors: Mapping[str, Tensor]) -> None:
+        self._part, self._tensors, self._read = part, tensors, 0
+        # A mapping that stays open keeps every page that was read: it is opened anew each time it holds so many bytes.
+        self._most = sum(tensor.nbytes for tensor in tensors.values()) // 20 if _is_zip(path) else float("inf")
         super().__init__(
             path,
             {name: tuple(tensor.shape) for name, tensor in tensors.items()},
@@ -98,7 +100,11 @@ class _Pickle(TensorFiles):
         )
 
     def read(self, name: str) -> Tensor:
-        return self._tensors[name]
+        if self._read > self._most:
+            self._tensors, self._read = _tensors_in(self.path, self._part), 0
+        tensor = self._tensors[name]
+        self._read += tensor.nbytes
+        return tensor
 
 
 def open_tensors(path: Path, stem: str = "diffusion_pytorch_model", part: str | None = None) -> TensorFiles:
@@ -120,8 +126,7 @@ def open_tensors(path: Path, stem: str = "diffusion_pytorch_model", part: str | 
         raise UserError(f"weights {path} do not exist")
     if path.name.endswith(INDEX):
         return _open_index(path)
-    start = _start(path)
-    if start.startswith(b"PK") or path.suffix in (".pt", ".pth", ".bin", ".ckpt"):
+    if _is_zip(path) or path.suffix in (".pt", ".pth", ".bin", ".ckpt"):
         return _open_pickle(path, part)
     return _Safetensors(path, [path])
 
@@ -139,6 +144,11 @@ def _start(path: Path) -> bytes:
     if start.startswith(b"version https://git-lfs"):
         raise UserError(f"{path} is a Git LFS pointer, not weights; fetch the file itself (git lfs pull)")
     return start
+
+
+def _is_zip(path: Path) -> bool:
+    """Whether this is PyTorch's format since 1.6, which can be mapped into memory."""
+    return _start(path).startswith(b"PK")
 
 
 def _open_folder(folder: Path, stem: str) -> TensorFiles:
@@ -177,11 +187,16 @@ def _open_index(index: Path) -> TensorFiles:
     opened = _Safetensors(index.parent, files)
     wrong = sorted(set(where) ^ set(opened.shapes))
     if wrong:
-        raise UserError(f"{index} and its shards disagree on {_some(wrong)}; fetch them again")
+        raise UserError(f"{index} and its shards disagree on {some(wrong)}; fetch them again")
     return opened
 
 
 def _open_pickle(path: Path, part: str | None) -> TensorFiles:
+    return _Pickle(path, part, _tensors_in(path, part))
+
+
+def _tensors_in(path: Path, part: str | None) -> dict[str, Tensor]:
+    """The tensors of a pickle, or of a part of it, without wrappers' prefixes."""
     content = load_pickle(path)
     groups = {key: value for key, value in content.items() if isinstance(value, Mapping) and _all_tensors(value)}
     if _all_tensors(content):
@@ -196,13 +211,13 @@ def _open_pickle(path: Path, part: str | None) -> TensorFiles:
     elif groups:
         raise UserError(f"{path} holds several models: choose one of {', '.join(groups)}")
     else:
-        raise UserError(f"{path} holds no dictionary of tensors; its keys are {_some(list(map(str, content)))}")
+        raise UserError(f"{path} holds no dictionary of tensors; its keys are {some(list(map(str, content)))}")
     by_name = {_unwrapped(name): tensor for name, tensor in tensors.items()}
     if len(by_name) != len(tensors):
         names = [_unwrapped(name) for name in tensors]
         twice = sorted({name for name in names if names.count(name) > 1})
-        raise UserError(f"{path} holds tensors twice, with a training wrapper's prefix and without: {_some(twice)}")
-    return _Pickle(path, by_name)
+        raise UserError(f"{path} holds tensors twice, with a training wrapper's prefix and without: {some(twice)}")
+    return by_name
 
 
 def parts(path: Path) -> list[str]:
@@ -222,8 +237,7 @@ def load_pickle(path: Path) -> Mapping[str, Any]:
         UserError: damaged, no weights at all, or it would run code.
     """
     try:
-        zipped = _start(path).startswith(b"PK")
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except pickle.UnpicklingError as error:
         if "Unsupported global" in str(error) or "weights_only" in str(error).lower():
             raise UserError(
@@ -264,7 +278,8 @@ def _damaged(path: Path, error: Exception) -> UserError:
     return UserError(f"{path} is damaged or not weights ({reason}); fetch or make it again")
 
 
-def _some(names: list[str], most: int = 6) -> str:
+def some(names: list[str], most: int = 6) -> str:
+    """The first names of a list, and how many more there are."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 

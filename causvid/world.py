@@ -115,8 +115,14 @@ class World:
         except ValueError as error:
             raise UserError(f"world.dataset and world.codec do not fit: {error}") from error
         scale = self.codec.scale
-        if height % scale or width % scale:
-            raise UserError(f"world.codec: height and width must be multiples of {scale}, got {height}x{width}")
+        down, across = (scale * side for side in spec["model"].get("patch", (1, 1)))
+        if height % down or width % across:
+            units = f"{down}" if down == across else f"{down} and of {across}"
+            raise UserError(
+                f"world.dataset: height and width must be multiples of {units}, got {height}x{width}: a latent of "
+                f"codec '{codec['name']}' is {scale} pixels wide, and a token of the network {down // scale} x "
+                f"{across // scale} latents"
+            )
         self.latent_shape = (latent_frames, self.codec.latent_channels(channels), height // scale, width // scale)
 
     def batch(self, indices: Sequence[int], split: str = "train") -> tuple[torch.Tensor, Text, Text]:

@@ -14,7 +14,7 @@ from wan_files import SMALL, random_model
 from causvid import cli, convert, weights
 from causvid.errors import UserError
 from causvid.models import wan_files
-from causvid.models.wan import LAYOUTS
+from causvid.models.wan import LAYOUTS, config_of, links
 
 
 @pytest.fixture(scope="module")
@@ -112,4 +112,57 @@ def test_the_certificate_covers_half_precision(sources, tmp_path):
     model = random_model().to(torch.bfloat16)
     weights.write_tensors(tmp_path / "in" / "weights.safetensors", dict(model.named_parameters()))
     certificate = convert.convert(tmp_path / "in", tmp_path / "out", "official", "wan_test")
-    assert certificate["dtype"] == "bfloat16" and certificate["max_abs_difference"] == 0
+    assert set(certificate["dtypes"]) == {"bfloat16"} and certificate["max_abs_difference"] == 0
+
+
+def mixed(folder, chosen):
+    """An official folder in fp32, of which the chosen tensors are in bf16; returns their names."""
+    model = dict(random_model().named_parameters())
+    named = {n: p.detach() for link in links(SMALL, "official") for n, p in link.split(model[link.ours])}
+    narrow = [name for name in named if chosen(name)]
+    weights.write_tensors(
+        folder / "diffusion_pytorch_model.safetensors",
+        {name: tensor.bfloat16() if name in narrow else tensor for name, tensor in named.items()},
+    )
+    weights.write_json(folder / "config.json", config_of(SMALL, "official"))
+    return narrow
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_each_tensor_keeps_its_own_type(layout, tmp_path, capsys):
+    """Queries, keys and values of different types too, except in the one tensor that they are in our layout: told."""
+    narrow = mixed(tmp_path / "in", lambda name: name.endswith((".self_attn.q.weight", ".ffn.0.weight", "head.bias")))
+    out = tmp_path / ("out.pt" if layout == "causvid" else "out")
+    code, last, err = run(capsys, "convert", tmp_path / "in", out, "--layout", layout, "--json")
+    certificate, told = json.loads(last), " ".join(err.split())
+    written = wan_files.find(out).files.dtypes
+    queries = [name for name in narrow if "attn" in name] if layout == "ours" else []
+    kept = len(narrow) - len(queries)
+    assert code == 0 and len(narrow) == 5 and certificate["unequal_tensors"] == 0
+    assert sum(dtype == torch.bfloat16 for dtype in written.values()) == kept
+    assert certificate["dtypes"] == {"float32": len(written) - kept, "bfloat16": kept}
+    assert certificate["retyped_tensors"] == queries and ("have a wider type here" in told) == bool(queries)
+    assert f"{kept} bfloat16" in told and all(name in told for name in queries)
+    # And back again: every value as it was.
+    back = convert.convert(out, tmp_path / "back", "official", "wan_test")
+    start, end = wan_files.find(tmp_path / "in").files, wan_files.find(tmp_path / "back").files
+    assert back["unequal_tensors"] == 0 and all(torch.equal(start.read(n).float(), end.read(n).float()) for n in narrow)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_told_by_name_and_nothing_is_written(value, sources, tmp_path, capsys):
+    tensors, _ = weights.read_tensors(sources / "official" / "diffusion_pytorch_model.safetensors")
+    tensors["blocks.1.ffn.0.weight"][3, 4] = value
+    weights.write_tensors(tmp_path / "in" / "diffusion_pytorch_model.safetensors", tensors)
+    code, _, err = run(capsys, "convert", tmp_path / "in", tmp_path / "out", "--layout", "ours", "--config", "wan_test")
+    told = " ".join(err.split())
+    assert code == 2 and not (tmp_path / "out").exists() and "differs" not in told
+    assert "holds NaN or infinite numbers, in 1 of 69 tensors: blocks.1.ffn.0.weight." in told
+
+
+def test_outputs_beyond_the_range_of_half_precision_are_no_difference(sources, tmp_path):
+    tensors, _ = weights.read_tensors(sources / "official" / "diffusion_pytorch_model.safetensors")
+    large = {n: (t * 3000 if n == "blocks.0.ffn.2.weight" else t).half() for n, t in tensors.items()}
+    weights.write_tensors(tmp_path / "in" / "diffusion_pytorch_model.safetensors", large)
+    certificate = convert.convert(tmp_path / "in", tmp_path / "out", "diffusers", "wan_test")
+    assert certificate["max_abs_difference"] == 0 and certificate["unequal_tensors"] == 0

@@ -39,6 +39,7 @@ LEVELS = (
     ("training", "tracking"),
     ("stages",),
     ("costs",),
+    ("sampling_costs",),
     ("experiment",),
     ("streaming",),
     ("generation",),

@@ -165,7 +165,7 @@ def test_overlapping_rollouts_hand_over_the_last_block(place):
 WRONG = [
     (["causal"], {}, "give a prompt, or a file"),
     (["causal", "a", "--height", "40"], {}, "multiples of 16, got 40x32"),
-    (["causal", "a", "--height", "36"], {}, "multiples of 8, got 36x32"),
+    (["causal", "a", "--height", "36"], {}, "multiples of 16, got 36x32"),
     (["causal", "a", "--rollouts", "2", "--frames", "99"], {}, "exclude each other"),
     (["bidirectional", "a", "--rollouts", "2"], {}, "needs a causal student"),
     (["causal", "a"], {"model": "forced.pt"}, "holds several models: choose one of generator, generator_ema, critic"),

@@ -119,3 +119,26 @@ def test_a_run_must_be_told_where_given_weights_are(tmp_path):
 
     with pytest.raises(UserError, match="say where with runtime.weights=FOLDER"):
         experiment.run("wan/causal", ["model.layers=1"], tmp_path)
+
+
+# What arXiv 2412.07772, section 5, says otherwise than the release: file, how its line begins, the paper's number.
+PAPER = [
+    ("base", "dataset:", "120 of 352 x 640 at 12 fps"), ("base", "codec:", "5 latents for 16 frames"),
+    ("base", "mask:", "5 latents a block"), ("base", "model:", "its own"), ("base", "student:", "999/748/502/247"),
+    ("causal_4step", "student:", "999/748/502/247"), ("causal_dmd", "dataset:", "400,000"),
+    ("causal_dmd", "student:", "999/748/502/247"), ("causal_dmd", "ode_pairs:", "1,000 pairs"),
+    ("causal_dmd", "optimizer:", "lr 5e-6"), ("causal_dmd", "iterations: 200", "6,000 iterations"),
+    ("causal_window", "mask:", "10-second"), ("bidirectional_dmd", "student:", "causal"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "start", "number"), PAPER, ids=[f"{n} {s}" for n, s, _ in PAPER])
+def test_lines_that_differ_from_the_paper_say_its_number(name, start, number):
+    """On the line itself, or in the comment that stands right above it."""
+    lines = [line.strip() for line in (spec.experiments_folder() / "wan" / f"{name}.yaml").read_text().splitlines()]
+    at = next(i for i, line in enumerate(lines) if line.startswith(start))
+    first = at
+    while first and lines[first - 1].startswith("#"):
+        first -= 1
+    told = " ".join(line.removeprefix("# ") for line in lines[first : at + 1])
+    assert number in told.lower().partition("paper: ")[2].replace("\n", " ")

@@ -20,6 +20,7 @@ class Canvas:
     """
 
     vocabulary: tuple[str, ...] = ()
+    holds_clips = False
 
     def __init__(self, frames: int = 81, height: int = 480, width: int = 832) -> None:
         if min(frames, height, width) < 1:

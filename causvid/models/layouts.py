@@ -47,6 +47,17 @@ class Link:
         for name, part in zip(self.theirs, tensor.chunk(len(self.theirs)), strict=True):
             yield name, part.reshape(self.shape).clone(memory_format=torch.contiguous_format)
 
+    def carried(self, target: Link, read: Callable[[str], Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """The tensors of a file under the names of another layout's link to the same tensor of ours.
+
+        Each keeps its own type, except where several of different types become one, which takes a type that holds all.
+        """
+        if len(self.theirs) != len(target.theirs):
+            yield from target.split(self.join(read))
+            return
+        for name, theirs in zip(self.theirs, target.theirs, strict=True):
+            yield theirs, read(name).reshape(target.shape).clone(memory_format=torch.contiguous_format)
+
     def prefixed(self, prefix: str) -> Link:
         """The link to a file that puts a prefix before every name."""
         return Link(self.ours, tuple(prefix + name for name in self.theirs), self.shape, self.our_shape)

@@ -159,7 +159,17 @@ def checked(found: Found, size: Size) -> Sequence[Link]:
 def converted(found: Found, size: Size, layout: Layout) -> Iterator[tuple[str, Tensor]]:
     """Names and tensors in another layout, one after the other."""
     for source, target in zip(checked(found, size), links(size, layout), strict=True):
-        yield from target.split(source.join(found.files.read))
+        yield from source.carried(target, found.files.read)
+
+
+def refuse_existing(target: Path) -> None:
+    """Refuse to write where something is.
+
+    Raises:
+        UserError: a file, or a folder that is not empty.
+    """
+    if target.exists() and (target.is_file() or any(target.iterdir())):
+        raise UserError(f"{target} exists; give a new path, nothing is overwritten")
 
 
 def write(found: Found, size: Size, layout: Layout, target: Path, shard_bytes: int) -> Path:
@@ -171,8 +181,7 @@ def write(found: Found, size: Size, layout: Layout, target: Path, shard_bytes: i
     Raises:
         UserError: the target exists, or can't be written.
     """
-    if target.exists() and (target.is_file() or any(target.iterdir())):
-        raise UserError(f"{target} exists; give a new path, nothing is overwritten")
+    refuse_existing(target)
     tensors = converted(found, size, layout)
     if layout == "causvid":
         _write_pickle(target, {"generator": dict(tensors)})

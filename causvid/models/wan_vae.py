@@ -6,6 +6,7 @@ features are a ``VaeState`` here: a value that is passed in and returned, so tha
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,21 @@ _RESIDUAL = {"norm1": "residual.0", "conv1": "residual.2", "norm2": "residual.3"
              "conv_shortcut": "shortcut"}  # fmt: skip
 _OUTER = {"conv_in": "conv1", "norm_out": "head.0", "conv_out": "head.2"}
 _RESNETS = 3  # of each level of the decoder: one more than the encoder's
+
+
+@dataclass(frozen=True)
+class Work:
+    """What coding a clip takes.
+
+    Attributes:
+        flops: of all its convolutions, and of attention's projections.
+        state: bytes that a stream keeps.
+        most: bytes that it works on at its peak, beside the weights and one state.
+    """
+
+    flops: float
+    state: float
+    most: float
 
 
 def official_name(name: str) -> str:
@@ -116,6 +132,25 @@ class WanVae:
     def released_bytes(self) -> int | None:
         """Bytes of its weights in fp32, where it is the released one."""
         return 507_609_880 if self.base_dim == 96 else None
+
+    def decoding(self, frames: int, height: int, width: int) -> Work:
+        """What decoding ``frames`` latents of ``height x width`` takes; see docs/wan.md for the counts in it."""
+        # In units of base_dim^2 and base_dim per pixel of a frame: the first latent's, and each later one's.
+        flops = self._flops((1164, 216), (3658, 702), frames)
+        return self._work(flops, 24.6, 26.0, height, width)
+
+    def encoding(self, frames: int, height: int, width: int) -> Work:
+        """What encoding a clip of ``frames`` latents of ``height x width`` takes."""
+        return self._work(self._flops((719.5, 270), (2163.5, 756), frames), 14.6, 22.0, height, width)
+
+    def _flops(self, first: tuple[float, float], later: tuple[float, float], frames: int) -> float:
+        square, linear = (one + (frames - 1) * each for one, each in zip(first, later, strict=True))
+        return (square * self.base_dim + linear) * self.base_dim
+
+    def _work(self, flops: float, state: float, most: float, height: int, width: int) -> Work:
+        pixels = height * width * SCALE**2
+        frame = pixels * self.base_dim * self.dtype.itemsize  # the features of one frame at full size
+        return Work(flops * pixels, state * frame, most * frame)
 
     def empty(self) -> Any:
         """diffusers' network with fresh weights."""

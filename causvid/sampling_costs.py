@@ -1,0 +1,116 @@
+"""What making a clip costs, and encoding one for training: from formulas, as in ``costs.py`` (docs/wan.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from causvid import build, costs
+from causvid.attention.masks import Rule
+from causvid.costs import Cost, Network
+from causvid.spec import Spec
+
+# Bytes per token and unit of dim that a block of a stream works on while it attends: for its own tokens, and for those
+# that it sees; counted tensor by tensor.
+ATTENDING = {"fp32": (54, 13), "bf16": (25, 15)}
+
+
+def only_samples(spec: Spec) -> bool:
+    """Whether a spec has no clips to train on or to be judged by: 'causvid generate --spec' is all that it runs."""
+    return not getattr(build.World(spec).dataset, "holds_clips", True)
+
+
+def of(spec: Spec, stages: Sequence[str]) -> list[Cost]:
+    """The costs of making one clip, where the stages lead to a network that makes them, and of encoding one.
+
+    Args:
+        stages: those that are planned.
+    """
+    world = build.World(spec)
+    out = []
+    if only_samples(spec) or {"ode_init", "distill"} & set(stages):
+        out.append(_generate(spec, world))
+    if world.holds_latents and hasattr(world.codec, "encoding"):
+        out.append(_encode(world))
+    return out
+
+
+def _generate(spec: Spec, world: build.World) -> Cost:
+    """One clip by the network that the spec samples: the student, or the teacher."""
+    given, teacher = only_samples(spec), spec["sample"] == "teacher"
+    # Given weights are put into bf16 on an accelerator; those of a run stay in fp32.
+    precision, each = ("bf16", 2) if given or spec["precision"] == "bf16" else ("fp32", costs.FP32)
+    rule = build.teacher_rule(spec) if teacher else build.student_rule(spec)
+    net, frames = costs.network(spec, world, rule), world.latent_shape[0]
+    memory = {"weights": float(net.parameters * each)}
+    if rule.causal and not teacher:
+        flops = _stream_flops(spec, world, rule, net)
+        kept = build.stream_cache(spec["student.cache"], rule, frames).rule
+        cached, working = _stream_memory(kept, frames, net, precision, each)
+        memory["cache"] = cached
+        block = max(stop - start for start, stop in rule.blocks(frames))
+    else:
+        options = spec["teacher_sampling"]
+        passes = options["steps"] * (1 if options.get("guidance", 1.0) == 1.0 else 2) if teacher else 0
+        flops = net.forward * (passes or len(build.student_times(spec)))
+        working, block = float(net.tokens * each * (15 * net.dim + 2 * net.ffn_dim)), frames
+    seconds = flops / costs.RATE[precision]
+    coding = _decoding(world, frames)
+    if coding is not None:
+        flops, seconds = flops + coding.flops, seconds + coding.flops / costs.RATE["fp32"]
+        memory |= _codec_memory(world, coding.state)
+        # A stream keeps the state before a block until it has the one after it.
+        states = coding.state if block < frames else 0.0
+        working = max(working, coding.most + states + _pixels(world, block))
+    return Cost("generate", net.parameters, flops, seconds / 3600, {**memory, "activations": working})
+
+
+def _encode(world: build.World) -> Cost:
+    """One clip of the data's size from pixels to latents."""
+    frames, _, height, width = world.latent_shape
+    work = world.codec.encoding(frames, height, width)
+    memory = {**_codec_memory(world, work.state), "activations": work.most + _pixels(world, frames) / 2}
+    return Cost("encode", 0, work.flops, work.flops / costs.RATE["fp32"] / 3600, memory)
+
+
+def _stream_flops(spec: Spec, world: build.World, rule: Rule, net: Network) -> float:
+    """Every block at each step's time, and all but the last once more for its context; the text once."""
+    context = rule.blocks(world.latent_shape[0])[-1][0]
+    committed = costs.network(spec, world, rule, frames=context) if context else None
+    steps = len(build.student_times(spec)) * (net.forward - net.text_forward) + net.text_forward
+    return steps + (committed.forward - committed.text_forward if committed else 0.0)
+
+
+def _stream_memory(rule: Rule, frames: int, net: Network, precision: str, each: int) -> tuple[float, float]:
+    """Bytes of the cache at its largest, and of what a block works on."""
+    held: list[int] = []
+    most, working = 0, 0.0
+    per_frame = net.tokens // frames
+    own, seen = ATTENDING[precision]
+    for number, (start, stop) in enumerate(rule.blocks(frames)):
+        held = list(rule.kept(number, [*held, *range(start, stop)]))
+        most = max(most, len(held))
+        # Attention and the feed-forward; and when a block is committed, its keys and values in all layers, which are
+        # views of tensors three times as large until they are copied.
+        tokens = (stop - start) * per_frame
+        attending = own * tokens + seen * len({*held, *range(start, stop)}) * per_frame
+        others = each * tokens * max(6 * net.layers + 6, 15 + 2 * net.ffn_dim / net.dim)
+        working = max(working, net.dim * max(attending, others))
+    return 2.0 * net.layers * net.dim * per_frame * most * each, working
+
+
+def _decoding(world: build.World, frames: int) -> Any:
+    """What decoding takes, where the codec tells it."""
+    _, _, height, width = world.latent_shape
+    return world.codec.decoding(frames, height, width) if hasattr(world.codec, "decoding") else None
+
+
+def _codec_memory(world: build.World, state: float) -> dict[str, float]:
+    return {"codec": float(getattr(world.codec, "released_bytes", None) or 0), "codec state": state}
+
+
+def _pixels(world: build.World, frames: int) -> float:
+    """Bytes of decoded frames in fp32, in parts and put together."""
+    _, _, height, width = world.latent_shape
+    size = 3 * height * width * world.codec.scale**2
+    return 2.0 * costs.FP32 * size * world.codec.pixel_frames(frames)
