@@ -59,7 +59,7 @@ def test_prompts_that_the_world_can_not_read_and_lengths_that_a_student_can_not_
     (tmp_path / "p.txt").write_text("a purple whale sings")
     with pytest.raises(UserError, match="unknown word 'purple'"):
         experiment.plan(specs.load(toy_spec(tmp_path), [f"eval={{name: prompts, file: {tmp_path / 'p.txt'}}}"]))
-    few = ["eval=vbench_long", "student.causal=false", "student.sampler=few_step"]
+    few = ["eval=vbench_long", "student.causal=false", "student.sampler=few_step", "student.input.context=noisy"]
     with pytest.raises(UserError, match="bidirectional student makes"):
         experiment.plan(specs.load(toy_spec(tmp_path), few))
 

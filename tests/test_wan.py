@@ -62,11 +62,13 @@ def test_our_network_is_that_of_diffusers_forward_and_backward(size, shape):
     (reference * probe).sum().backward()
     assert (ours_x.grad - theirs_x.grad).abs().max() <= 1e-4 * theirs_x.grad.abs().max()
     gradients = dict(network.named_parameters())
+    # Where attention sees one token alone, queries and keys have no gradient: what is left is rounding of the whole.
+    rounding = torch.finfo(x.dtype).eps * max(p.grad.abs().max() for p in gradients.values())
     for link in links(size, "diffusers"):
         ours_part = dict(link.split(dict(model.named_parameters())[link.ours].grad))
         largest = max(gradients[name].grad.abs().max() for name in link.theirs)  # a key's bias has no gradient
         for name, part in ours_part.items():
-            assert (part - gradients[name].grad).abs().max() <= 1e-4 * largest + 1e-6, name
+            assert (part - gradients[name].grad).abs().max() <= 1e-4 * largest + rounding, name
 
 
 def test_a_time_per_frame_is_that_of_diffusers():
