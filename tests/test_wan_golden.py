@@ -74,6 +74,53 @@ def test_guidance_of_the_release_is_converted():
     assert spec.load("wan/causal")["loss.guidance"] == 3.5 + 1
 
 
+# The released values, and where the release says none PyTorch's default, of each spec that trains; 64 GPUs together.
+SCORES = {"name": "dmd", "guidance": 4.5, "shift": 8.0, "t_min": 0.02, "t_max": 0.98, "score_times": "shared",
+          "count_clean": True, "guidance_interval": [0.0, 1.0], "t_floor": 0.0}  # fmt: skip
+ADAMW = {"name": "adamw", "lr": 2e-6, "betas": [0.9, 0.999], "weight_decay": 0.01}
+STEPPING = {"optimizer": ADAMW, "warmup": 0, "decay": "constant", "ema": 0.0, "gradient_clip": 10.0}
+RELEASED = {
+    "model": {"dim": 1536, "ffn_dim": 8960, "heads": 12, "layers": 30, "prediction": "velocity"},
+    "teacher": {"name": "bidirectional"}, "teacher_training": {"weights": "given"},
+    "teacher_sampling": {"name": "euler", "steps": 50, "shift": 8.0, "guidance": 6.0},  # 6 in the standard form
+    "ode_pairs": {"count": 1500, "steps": 50, "keep": [1.0, 0.756757, 0.521739]},
+    "ode_init": {"iterations": 3000, "batch": 2 * 64, **STEPPING},
+    "loss": SCORES,  # 3.5 in the release's form
+    # One update of the student for five of the critic: 1,000 of the release's iterations.
+    "distill": {"iterations": 1000 // 5, "batch": 64, "critic_updates": 5, "critic_optimizer": ADAMW, **STEPPING},
+    "student": {"steps": [1.0, 0.756757, 0.521739]},
+    "causal": {"mask": {"name": "block_causal", "block_frames": 3, "first_block_frames": None}},
+    "precision": "bf16", "real_score": None, "fake_score": "teacher",
+}  # fmt: skip
+CAUSAL = {"init": {"name": "ode"}, "student": {"causal": True, "input": {"name": "data", "include_clean": True,
+          "context": "noisy"}}, "ode_init": {"loss": {"name": "ode_regression", "include_clean": True,
+          "context": "noisy"}}}  # fmt: skip
+TRAINING = {
+    "bidirectional_dmd": {"init": {"name": "teacher"}, "until": "distill",
+                          "student": {"causal": False, "input": {"name": "data", "include_clean": False}}},
+    "ode_pairs": {**CAUSAL, "until": "ode_pairs"},
+    "causal_ode": {**CAUSAL, "until": "ode_init"},
+    "causal_dmd": {**CAUSAL, "until": "distill"},
+}  # fmt: skip
+
+
+def differing(name, *overrides):
+    """Paths at which a spec is not as RELEASED says for all of them, and TRAINING for this one."""
+    loaded = spec.load(f"wan/{name}", overrides)
+    wanted = {**spec.flat(RELEASED), **spec.flat(TRAINING[name])}
+    return [path for path, value in wanted.items() if loaded[path] != value]
+
+
+@pytest.mark.parametrize("name", TRAINING)
+def test_training_specs_have_the_released_hyperparameters(name):
+    assert differing(name) == []
+
+
+@pytest.mark.parametrize("change", ["loss.guidance=3.5", "loss.shift=5", "loss.t_min=0.2", "distill.critic_updates=4"])
+def test_another_hyperparameter_is_seen(change):
+    assert differing("causal_dmd", change) == [change.partition("=")[0]]
+
+
 @pytest.mark.parametrize(("size", "gib"), [("wan_1_3b", 5.6), ("wan_14b", 25.0)])
 def test_bytes_of_a_full_cache(size, gib):
     """Keys and values of 21 latent frames in bf16, counted from the network's shapes and measured on a small cache."""
