@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -352,11 +353,29 @@ def test_the_published_config_is_the_size_1_3b():
         ({"dim": None}, "dim must be a whole number"),
         ({"num_heads": 0}, "heads must be a whole number"),
         ({"patch_size": [2, 2, 2]}, "patch_size is"),
+        ({"num_layers": True}, "layers must be a whole number"),
+        ({"eps": None}, "eps must be a number between 0 and 1"),
+        ({"eps": True}, "eps must be a number between 0 and 1"),
+        ({"cross_attn_norm": "yes"}, "cross_attn_norm must be true or false"),
+        ({"qk_norm": False}, "qk_norm is False"),
+        ({"window_size": [3, 3]}, r"window_size is \[3, 3\]"),
     ],
 )
 def test_the_config_of_another_network_is_refused(change, message):
     with pytest.raises(UserError, match=message):
         size_from_config(OFFICIAL | change, "config.json")
+
+
+@pytest.mark.parametrize("layout", ["official", "diffusers"])
+def test_a_network_without_the_norm_before_cross_attention_stays_one(layout):
+    size = replace(SMALL, cross_norm=False)
+    assert size_from_config(config_of(size, layout), "config.json") == size
+
+
+def test_the_width_of_a_head_must_be_a_number():
+    config = config_of(SMALL, "diffusers") | {"attention_head_dim": "12"}
+    with pytest.raises(UserError, match="attention_head_dim must be a whole number"):
+        size_from_config(config, "config.json")
 
 
 def test_a_config_without_heads_or_sizes_is_refused():
