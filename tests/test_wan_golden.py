@@ -5,30 +5,29 @@ from __future__ import annotations
 import pytest
 import torch
 
-from causvid import build, checks, schedule, spec
+from causvid import build, checks, costs, schedule, spec
 from causvid.attention import rope
 from causvid.attention.masks import BlockCausal
 from causvid.errors import UserError
 from causvid.models import wan_vae
 from causvid.models.dit import sinusoid
 from causvid.models.wan import SIZES, Size, links
+from causvid.streaming.engine import Engine
 
 GIB = 2**30
 
 
-def tokens_per_frame(height, width):
-    """8 pixels of the VAE times a patch of 2, along each side."""
-    return (height // 16) * (width // 16)
-
-
 @pytest.mark.parametrize(
-    ("height", "width", "frame", "clip"),
-    [(480, 832, 1560, 32760), (720, 1280, 3600, 75600), (352, 640, 880, 18480), (240, 416, 390, 8190)],
-)
-def test_token_counts(height, width, frame, clip):
-    latent_frames = wan_vae.WanVae().latent_frames(81)
-    assert latent_frames == 21
-    assert tokens_per_frame(height, width) == frame and latent_frames * frame == clip
+    ("height", "width", "latent", "frame", "clip"),
+    [(480, 832, (60, 104), 1560, 32760), (720, 1280, (90, 160), 3600, 75600), (352, 640, (44, 80), 880, 18480),
+     (240, 416, (30, 52), 390, 8190)],
+)  # fmt: skip
+def test_token_counts(height, width, latent, frame, clip):
+    arm = spec.load("wan/causal", [f"world.dataset.height={height}", f"world.dataset.width={width}"])
+    world, rule = build.World(arm), build.student_rule(arm)
+    assert world.latent_shape == (21, 16, *latent)
+    assert costs.network(arm, world, rule, frames=1).tokens == frame
+    assert costs.network(arm, world, rule).tokens == clip
 
 
 def test_the_specs_are_of_the_published_sizes():
@@ -121,11 +120,18 @@ def test_another_hyperparameter_is_seen(change):
     assert differing("causal_dmd", change) == [change.partition("=")[0]]
 
 
-@pytest.mark.parametrize(("size", "gib"), [("wan_1_3b", 5.6), ("wan_14b", 25.0)])
-def test_bytes_of_a_full_cache(size, gib):
-    """Keys and values of 21 latent frames in bf16, counted from the network's shapes and measured on a small cache."""
-    full = 2 * 2 * SIZES[size].layers * SIZES[size].dim * 32760
-    assert abs(full / GIB - gib) < 0.05
+@pytest.mark.parametrize(
+    ("size", "frame", "clip", "gib"),
+    [("wan_1_3b", 287_539_200, 6_038_323_200, 5.6), ("wan_14b", 1_277_952_000, 26_836_992_000, 25.0)],
+)
+def test_bytes_of_a_full_cache(size, frame, clip, gib):
+    """Keys and values of one latent frame, and of the 21 of a clip of 480 x 832, in bf16."""
+    world = build.World(spec.load("wan/causal"))
+    with torch.device("meta"):
+        model = SIZES[size].build(mask=BlockCausal(block_frames=3)).bfloat16()
+    engine = Engine(model, model, world.codec, world.text_encoder, world.latent_shape[1:], 21, (1.0,))
+    footprint = engine.footprint()
+    assert footprint.frame == frame and footprint.after(engine.mask, 7) == clip and abs(clip / GIB - gib) < 0.05
 
 
 def test_the_cache_holds_what_the_formula_says():
