@@ -425,8 +425,17 @@ def test_a_tensor_that_is_there_twice_is_told_and_not_chosen(tmp_path):
 def test_what_is_no_pickle_is_told_before_it_is_read_as_one(content, message, tmp_path):
     (tmp_path / "model.pt").write_bytes(content + b" " * 200)
     for read in (load_pickle, parts, open_tensors):
-        with pytest.raises(UserError, match=message):
+        with pytest.raises(UserError, match=message) as error:
             read(tmp_path / "model.pt")
+        assert str(error.value).count(str(tmp_path)) == str(error.value).count("fetch") == 1
+
+
+def test_a_pickle_of_another_protocol_is_refused_without_a_warning_of_torch(tmp_path):
+    (tmp_path / "model.pt").write_bytes(pickle.dumps({"a": 1}, protocol=4))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserError):
+            load_pickle(tmp_path / "model.pt")
 
 
 def test_weights_that_a_folder_holds_twice_are_told(tmp_path):
