@@ -17,7 +17,7 @@ from causvid import tensor_files, weights
 from causvid.attention.masks import Bidirectional, BlockCausal
 from causvid.errors import UserError
 from causvid.models import wan, wan_files
-from causvid.models.layouts import shapes_of
+from causvid.models.layouts import by_block, shapes_of
 from causvid.models.wan import LAYOUTS, SIZES, config_of, links, size_from_config
 from causvid.tensor_files import load_pickle, open_tensors, parts
 from causvid.types import Text
@@ -268,6 +268,12 @@ def test_a_damaged_file_is_one_clear_error(kind, tmp_path, capsys):
         wan_files.checked(found, wan_files.size_of(found))
     assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
     assert "never" not in capsys.readouterr().out
+
+
+def test_all_that_does_not_fit_is_told_and_what_is_alike_in_all_blocks_once():
+    problems = ["missing blocks.0.a.w", "missing head.bias", "missing blocks.1.a.w", "missing blocks.10.a.w"]
+    problems += [f"unknown x{number}" for number in range(20)] + ["blocks.2.w has shape (81, 48), expected (80, 48)"]
+    assert by_block(problems) == ["missing blocks.0.a.w (and so in blocks 1, 10)", "missing head.bias", *problems[4:]]
 
 
 def sharded(folder):
