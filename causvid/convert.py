@@ -5,6 +5,7 @@ The certificate is made from what was written: it is read again, loaded, and run
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any, cast
@@ -45,7 +46,8 @@ def convert(
         The certificate, which also lies beside the weights.
 
     Raises:
-        UserError: any doubt about the source, or a target that exists; nothing is then written.
+        UserError: any doubt about the source, a target that exists, or a difference between the two; whatever ends
+            this before the certificate is written, nothing is left.
     """
     if layout not in LAYOUTS:
         raise UserError(f"no layout '{layout}'{did_you_mean(layout, LAYOUTS)}; accepted: {', '.join(LAYOUTS)}")
@@ -55,13 +57,36 @@ def convert(
     wan_files.checked(found, size)
     progress.console.print(f"{found.files.path}: {found.layout}, {size}", highlight=False)
     _refuse_not_finite(found)
-    written = wan_files.write(found, size, cast(Layout, layout), target, shard_bytes)
-    certificate = certify(found, wan_files.find(target), size)
-    place = written.with_suffix(".certificate.json") if written.is_file() else written / "certificate.json"
-    write_json(place, certificate)
-    if certificate["unequal_tensors"] or certificate["max_abs_difference"] != 0:
-        raise UserError(f"what was written to {target} differs from {source}: see {place}; do not use it")
+    existed = target.exists()
+    try:
+        written = wan_files.write(found, size, cast(Layout, layout), target, shard_bytes)
+        certificate = certify(found, wan_files.find(target), size)
+        unequal, difference = certificate["unequal_tensors"], certificate["max_abs_difference"]
+        if unequal or difference != 0:
+            raise UserError(
+                f"what was written to {target} differs from {source}, in {unequal} tensors and by {difference:g} in "
+                "the outputs, and was removed again; check the disk, or choose another path"
+            )
+        place = written.with_suffix(".certificate.json") if written.is_file() else written / "certificate.json"
+        write_json(place, certificate)
+    except BaseException:  # an interruption, too: weights without a certificate would block the next attempt
+        _take_away(target, existed)
+        raise
     return certificate | {"path": str(written.resolve()), "certificate": str(place.resolve())}
+
+
+def _take_away(target: Path, existed: bool) -> None:
+    """Remove what was written to a target that was not there before, or was an empty folder."""
+    if not target.is_dir():
+        target.unlink(missing_ok=True)
+        return
+    for entry in target.iterdir():
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+    if not existed:
+        target.rmdir()
 
 
 def _refuse_not_finite(found: wan_files.Found) -> None:

@@ -265,6 +265,8 @@ def lines(spec: Spec, costs: list[Cost]) -> list[str]:
         if limit is not None and cost.peak > limit:
             ways = remedies(spec, cost.stage, gpus, limit)
             advice = f"it would with {' | or '.join(ways)}" if ways else "no option here makes it fit"
+            if any(".batch=" in way for way in ways):
+                advice += "; another batch is another recipe, and gradients can't be accumulated over several batches"
             if clip:
                 advice = "make the clips smaller or shorter"
                 if "cache" in cost.memory:

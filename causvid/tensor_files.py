@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -237,7 +238,12 @@ def load_pickle(path: Path) -> Mapping[str, Any]:
         UserError: damaged, no weights at all, or it would run code.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+        with warnings.catch_warnings():
+            # What an unusual protocol holds is read, or refused below; torch would ask for a report to its developers.
+            warnings.filterwarnings("ignore", "Detected pickle protocol")
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+    except UserError:  # of a web page, say, which needs no words around it
+        raise
     except pickle.UnpicklingError as error:
         if "Unsupported global" in str(error) or "weights_only" in str(error).lower():
             raise UserError(

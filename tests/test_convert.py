@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -90,8 +91,40 @@ def test_a_write_that_went_wrong_is_told(sources, tmp_path, monkeypatch):
         return path
 
     monkeypatch.setattr(wan_files, "write", bad_write)
-    with pytest.raises(UserError, match="differs from"):
+    with pytest.raises(UserError, match="differs from .* in 1 tensors"):
         convert.convert(sources / "ours", tmp_path / "out", "official")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_whatever_ends_the_certification_leaves_nothing_written(layout, sources, tmp_path, monkeypatch):
+    """An error that nobody foresaw, and an interruption; a folder that was there and empty stays so."""
+    (tmp_path / "empty").mkdir()
+    targets = [tmp_path / "out.pt"] if layout == "causvid" else [tmp_path / "out", tmp_path / "empty"]
+    for error in (TypeError, cli.Stopped):
+        monkeypatch.setattr(convert, "run", lambda *_, error=error: (_ for _ in ()).throw(error()))
+        for target in targets:
+            with pytest.raises(error):
+                convert.convert(sources / "ours", target, layout)
+    assert list(tmp_path.rglob("*")) == [tmp_path / "empty"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"eps": "x"}, "eps must be a number between 0 and 1, got 'x'"),
+        ({"window_size": [3, 3]}, "window_size is [3, 3]"),
+        ({"qk_norm": False}, "qk_norm is False"),
+        ({"cross_attn_norm": False}, "unknown blocks.0.norm3.weight"),
+    ],
+)
+def test_the_config_of_another_architecture_is_refused_and_nothing_written(change, message, sources, tmp_path, capsys):
+    """The last one is an architecture of ours; these weights are not its."""
+    shutil.copytree(sources / "official", tmp_path / "in")
+    config = json.loads((tmp_path / "in" / "config.json").read_text())
+    weights.write_json(tmp_path / "in" / "config.json", config | change)
+    code, _, err = run(capsys, "convert", tmp_path / "in", tmp_path / "out", "--layout", "ours")
+    assert code == 2 and message in " ".join(err.split()) and not (tmp_path / "out").exists()
 
 
 def test_converting_and_all_other_commands_need_neither_diffusers_nor_transformers(sources, tmp_path):

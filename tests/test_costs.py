@@ -159,6 +159,7 @@ def test_the_plan_of_the_released_recipe_on_its_64_gpus_and_on_a_small_one(capsy
     small = spec.load("wan/causal_dmd", ["runtime.gpus=1", "runtime.memory=24GB"])
     told = "\n".join(costs.lines(small, costs.of(small, ["distill"], 1)))
     assert "distill    does not fit into 24GB; it would with" in told and "runtime.gpus=" in told
+    assert "distill.batch=4" in told and "another batch is another recipe" in told
 
 
 def test_how_many_gpus_are_planned_for_is_said_where_nobody_chose_them(capsys, tmp_path):

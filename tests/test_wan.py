@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from causvid import tensor_files, weights
 from causvid.attention.masks import Bidirectional, BlockCausal
 from causvid.errors import UserError
 from causvid.models import wan, wan_files
-from causvid.models.layouts import shapes_of
+from causvid.models.layouts import by_block, shapes_of
 from causvid.models.wan import LAYOUTS, SIZES, config_of, links, size_from_config
 from causvid.tensor_files import load_pickle, open_tensors, parts
 from causvid.types import Text
@@ -269,6 +270,12 @@ def test_a_damaged_file_is_one_clear_error(kind, tmp_path, capsys):
     assert "never" not in capsys.readouterr().out
 
 
+def test_all_that_does_not_fit_is_told_and_what_is_alike_in_all_blocks_once():
+    problems = ["missing blocks.0.a.w", "missing head.bias", "missing blocks.1.a.w", "missing blocks.10.a.w"]
+    problems += [f"unknown x{number}" for number in range(20)] + ["blocks.2.w has shape (81, 48), expected (80, 48)"]
+    assert by_block(problems) == ["missing blocks.0.a.w (and so in blocks 1, 10)", "missing head.bias", *problems[4:]]
+
+
 def sharded(folder):
     weights.write_tensors(folder / "ours" / "weights.safetensors", dict(random_model().named_parameters()))
     return wan_files.write(wan_files.find(folder / "ours"), SMALL, "official", folder / "shards", 60_000)
@@ -352,11 +359,29 @@ def test_the_published_config_is_the_size_1_3b():
         ({"dim": None}, "dim must be a whole number"),
         ({"num_heads": 0}, "heads must be a whole number"),
         ({"patch_size": [2, 2, 2]}, "patch_size is"),
+        ({"num_layers": True}, "layers must be a whole number"),
+        ({"eps": None}, "eps must be a number between 0 and 1"),
+        ({"eps": True}, "eps must be a number between 0 and 1"),
+        ({"cross_attn_norm": "yes"}, "cross_attn_norm must be true or false"),
+        ({"qk_norm": False}, "qk_norm is False"),
+        ({"window_size": [3, 3]}, r"window_size is \[3, 3\]"),
     ],
 )
 def test_the_config_of_another_network_is_refused(change, message):
     with pytest.raises(UserError, match=message):
         size_from_config(OFFICIAL | change, "config.json")
+
+
+@pytest.mark.parametrize("layout", ["official", "diffusers"])
+def test_a_network_without_the_norm_before_cross_attention_stays_one(layout):
+    size = replace(SMALL, cross_norm=False)
+    assert size_from_config(config_of(size, layout), "config.json") == size
+
+
+def test_the_width_of_a_head_must_be_a_number():
+    config = config_of(SMALL, "diffusers") | {"attention_head_dim": "12"}
+    with pytest.raises(UserError, match="attention_head_dim must be a whole number"):
+        size_from_config(config, "config.json")
 
 
 def test_a_config_without_heads_or_sizes_is_refused():
@@ -406,8 +431,17 @@ def test_a_tensor_that_is_there_twice_is_told_and_not_chosen(tmp_path):
 def test_what_is_no_pickle_is_told_before_it_is_read_as_one(content, message, tmp_path):
     (tmp_path / "model.pt").write_bytes(content + b" " * 200)
     for read in (load_pickle, parts, open_tensors):
-        with pytest.raises(UserError, match=message):
+        with pytest.raises(UserError, match=message) as error:
             read(tmp_path / "model.pt")
+        assert str(error.value).count(str(tmp_path)) == str(error.value).count("fetch") == 1
+
+
+def test_a_pickle_of_another_protocol_is_refused_without_a_warning_of_torch(tmp_path):
+    (tmp_path / "model.pt").write_bytes(pickle.dumps({"a": 1}, protocol=4))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserError):
+            load_pickle(tmp_path / "model.pt")
 
 
 def test_weights_that_a_folder_holds_twice_are_told(tmp_path):

@@ -5,30 +5,29 @@ from __future__ import annotations
 import pytest
 import torch
 
-from causvid import build, checks, schedule, spec
+from causvid import build, checks, costs, schedule, spec
 from causvid.attention import rope
 from causvid.attention.masks import BlockCausal
 from causvid.errors import UserError
 from causvid.models import wan_vae
 from causvid.models.dit import sinusoid
 from causvid.models.wan import SIZES, Size, links
+from causvid.streaming.engine import Engine
 
 GIB = 2**30
 
 
-def tokens_per_frame(height, width):
-    """8 pixels of the VAE times a patch of 2, along each side."""
-    return (height // 16) * (width // 16)
-
-
 @pytest.mark.parametrize(
-    ("height", "width", "frame", "clip"),
-    [(480, 832, 1560, 32760), (720, 1280, 3600, 75600), (352, 640, 880, 18480), (240, 416, 390, 8190)],
-)
-def test_token_counts(height, width, frame, clip):
-    latent_frames = wan_vae.WanVae().latent_frames(81)
-    assert latent_frames == 21
-    assert tokens_per_frame(height, width) == frame and latent_frames * frame == clip
+    ("height", "width", "latent", "frame", "clip"),
+    [(480, 832, (60, 104), 1560, 32760), (720, 1280, (90, 160), 3600, 75600), (352, 640, (44, 80), 880, 18480),
+     (240, 416, (30, 52), 390, 8190)],
+)  # fmt: skip
+def test_token_counts(height, width, latent, frame, clip):
+    arm = spec.load("wan/causal", [f"world.dataset.height={height}", f"world.dataset.width={width}"])
+    world, rule = build.World(arm), build.student_rule(arm)
+    assert world.latent_shape == (21, 16, *latent)
+    assert costs.network(arm, world, rule, frames=1).tokens == frame
+    assert costs.network(arm, world, rule).tokens == clip
 
 
 def test_the_specs_are_of_the_published_sizes():
@@ -74,11 +73,65 @@ def test_guidance_of_the_release_is_converted():
     assert spec.load("wan/causal")["loss.guidance"] == 3.5 + 1
 
 
-@pytest.mark.parametrize(("size", "gib"), [("wan_1_3b", 5.6), ("wan_14b", 25.0)])
-def test_bytes_of_a_full_cache(size, gib):
-    """Keys and values of 21 latent frames in bf16, counted from the network's shapes and measured on a small cache."""
-    full = 2 * 2 * SIZES[size].layers * SIZES[size].dim * 32760
-    assert abs(full / GIB - gib) < 0.05
+# The released values, and where the release says none PyTorch's default, of each spec that trains; 64 GPUs together.
+SCORES = {"name": "dmd", "guidance": 4.5, "shift": 8.0, "t_min": 0.02, "t_max": 0.98, "score_times": "shared",
+          "count_clean": True, "guidance_interval": [0.0, 1.0], "t_floor": 0.0}  # fmt: skip
+ADAMW = {"name": "adamw", "lr": 2e-6, "betas": [0.9, 0.999], "weight_decay": 0.01}
+STEPPING = {"optimizer": ADAMW, "warmup": 0, "decay": "constant", "ema": 0.0, "gradient_clip": 10.0}
+RELEASED = {
+    "model": {"dim": 1536, "ffn_dim": 8960, "heads": 12, "layers": 30, "prediction": "velocity"},
+    "teacher": {"name": "bidirectional"}, "teacher_training": {"weights": "given"},
+    "teacher_sampling": {"name": "euler", "steps": 50, "shift": 8.0, "guidance": 6.0},  # 6 in the standard form
+    "ode_pairs": {"count": 1500, "steps": 50, "keep": [1.0, 0.756757, 0.521739]},
+    "ode_init": {"iterations": 3000, "batch": 2 * 64, **STEPPING},
+    "loss": SCORES,  # 3.5 in the release's form
+    # One update of the student for five of the critic: 1,000 of the release's iterations.
+    "distill": {"iterations": 1000 // 5, "batch": 64, "critic_updates": 5, "critic_optimizer": ADAMW, **STEPPING},
+    "student": {"steps": [1.0, 0.756757, 0.521739]},
+    "causal": {"mask": {"name": "block_causal", "block_frames": 3, "first_block_frames": None}},
+    "precision": "bf16", "real_score": None, "fake_score": "teacher",
+}  # fmt: skip
+CAUSAL = {"init": {"name": "ode"}, "student": {"causal": True, "input": {"name": "data", "include_clean": True,
+          "context": "noisy"}}, "ode_init": {"loss": {"name": "ode_regression", "include_clean": True,
+          "context": "noisy"}}}  # fmt: skip
+TRAINING = {
+    "bidirectional_dmd": {"init": {"name": "teacher"}, "until": "distill",
+                          "student": {"causal": False, "input": {"name": "data", "include_clean": False}}},
+    "ode_pairs": {**CAUSAL, "until": "ode_pairs"},
+    "causal_ode": {**CAUSAL, "until": "ode_init"},
+    "causal_dmd": {**CAUSAL, "until": "distill"},
+}  # fmt: skip
+
+
+def differing(name, *overrides):
+    """Paths at which a spec is not as RELEASED says for all of them, and TRAINING for this one."""
+    loaded = spec.load(f"wan/{name}", overrides)
+    wanted = {**spec.flat(RELEASED), **spec.flat(TRAINING[name])}
+    return [path for path, value in wanted.items() if loaded[path] != value]
+
+
+@pytest.mark.parametrize("name", TRAINING)
+def test_training_specs_have_the_released_hyperparameters(name):
+    assert differing(name) == []
+
+
+@pytest.mark.parametrize("change", ["loss.guidance=3.5", "loss.shift=5", "loss.t_min=0.2", "distill.critic_updates=4"])
+def test_another_hyperparameter_is_seen(change):
+    assert differing("causal_dmd", change) == [change.partition("=")[0]]
+
+
+@pytest.mark.parametrize(
+    ("size", "frame", "clip", "gib"),
+    [("wan_1_3b", 287_539_200, 6_038_323_200, 5.6), ("wan_14b", 1_277_952_000, 26_836_992_000, 25.0)],
+)
+def test_bytes_of_a_full_cache(size, frame, clip, gib):
+    """Keys and values of one latent frame, and of the 21 of a clip of 480 x 832, in bf16."""
+    world = build.World(spec.load("wan/causal"))
+    with torch.device("meta"):
+        model = SIZES[size].build(mask=BlockCausal(block_frames=3)).bfloat16()
+    engine = Engine(model, model, world.codec, world.text_encoder, world.latent_shape[1:], 21, (1.0,))
+    footprint = engine.footprint()
+    assert footprint.frame == frame and footprint.after(engine.mask, 7) == clip and abs(clip / GIB - gib) < 0.05
 
 
 def test_the_cache_holds_what_the_formula_says():

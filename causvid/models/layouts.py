@@ -6,6 +6,7 @@ way back, split and reshaped. Values are never computed with, so both ways are e
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -17,7 +18,6 @@ from causvid.errors import UserError
 from causvid.tensor_files import TensorFiles
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-MOST_SHOWN = 8
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,20 @@ def check(links: Sequence[Link], files: TensorFiles, what: str) -> None:
         elif files.dtypes.get(name, torch.float32) not in FLOATS:
             problems.append(f"{name} has type {files.dtypes[name]}, expected one of {', '.join(map(str, FLOATS))}")
     if problems:
-        more = f"; and {len(problems) - MOST_SHOWN} more" if len(problems) > MOST_SHOWN else ""
-        raise UserError(f"{files.path} does not fit {what}: {'; '.join(problems[:MOST_SHOWN])}{more}")
+        raise UserError(f"{files.path} does not fit {what}: {'; '.join(by_block(problems))}")
+
+
+def by_block(problems: Sequence[str]) -> list[str]:
+    """All problems; those that differ in nothing but the number of a block are told once, with the numbers."""
+    groups: dict[str, list[tuple[str, str]]] = {}
+    for problem in problems:
+        number = re.search(r"\bblocks\.(\d+)\.", problem)
+        pattern = problem if number is None else problem[: number.start(1)] + "*" + problem[number.end(1) :]
+        groups.setdefault(pattern, []).append((problem, number[1] if number else ""))
+    return [
+        first + (f" (and so in blocks {', '.join(number for _, number in others)})" if others else "")
+        for (first, _), *others in groups.values()
+    ]
 
 
 def widest(files: TensorFiles) -> torch.dtype:

@@ -10,6 +10,7 @@ Layouts of a transformer's weights:
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
@@ -149,13 +150,14 @@ def _link(
 # Beside these, a config may say anything about software; what says another architecture is refused below.
 _CONFIG: dict[Layout, dict[str, str]] = {
     "official": {"dim": "dim", "ffn_dim": "ffn_dim", "heads": "num_heads", "layers": "num_layers",
-                 "channels": "in_dim", "text_dim": "text_dim", "freq_dim": "freq_dim", "eps": "eps"},
+                 "channels": "in_dim", "text_dim": "text_dim", "freq_dim": "freq_dim", "eps": "eps",
+                 "cross_norm": "cross_attn_norm"},
     "diffusers": {"ffn_dim": "ffn_dim", "heads": "num_attention_heads", "layers": "num_layers",
                   "channels": "in_channels", "text_dim": "text_dim", "freq_dim": "freq_dim", "eps": "eps",
                   "cross_norm": "cross_attn_norm"},
 }  # fmt: skip
 _REQUIRED: dict[Layout, Mapping[str, Any]] = {
-    "official": {"model_type": "t2v", "patch_size": [1, 2, 2], "qk_norm": True},
+    "official": {"model_type": "t2v", "patch_size": [1, 2, 2], "qk_norm": True, "window_size": [-1, -1]},
     "diffusers": {"patch_size": [1, 2, 2], "qk_norm": "rms_norm_across_heads", "added_kv_proj_dim": None,
                   "image_dim": None},
 }  # fmt: skip
@@ -180,11 +182,13 @@ def size_from_config(config: Mapping[str, Any], source: str) -> Size:
         )
     for key, expected in _REQUIRED[layout].items():
         found = config.get(key, expected)
-        if (list(found) if isinstance(found, (list, tuple)) else found) != expected:
+        # JSON's true and 1 are equal in Python.
+        if json.dumps(found) != json.dumps(expected):
             raise UserError(f"{source}: {key} is {found!r}; only Wan2.1 text-to-video, {key} = {expected!r}, fits here")
     out_channels = config.get("out_dim", config.get("out_channels"))
     values = {ours: config[theirs] for ours, theirs in _CONFIG[layout].items() if theirs in config}
     if layout == "diffusers" and "attention_head_dim" in config:
+        _whole({key: config[key] for key in ("attention_head_dim", "num_attention_heads")}, source)
         values["dim"] = config["attention_head_dim"] * config["num_attention_heads"]
     size = _size(values, source)
     if out_channels not in (None, size.channels):
@@ -197,11 +201,18 @@ def _size(values: dict[str, Any], source: str) -> Size:
         size = Size(**values)
     except TypeError as error:
         raise UserError(f"{source} is no complete geometry: {error}; accepted: {', '.join(SIZES)}") from error
-    whole = {key: value for key, value in asdict(size).items() if key not in ("eps", "cross_norm")}
-    wrong = [key for key, value in whole.items() if type(value) is not int or not 1 <= value <= 65536]
-    if wrong:
-        raise UserError(f"{source}: {wrong[0]} must be a whole number from 1 to 65536, got {whole[wrong[0]]!r}")
+    _whole({key: value for key, value in asdict(size).items() if key not in ("eps", "cross_norm")}, source)
+    if type(size.eps) is not float or not 0 < size.eps < 1:
+        raise UserError(f"{source}: eps must be a number between 0 and 1, got {size.eps!r}")
+    if type(size.cross_norm) is not bool:
+        raise UserError(f"{source}: cross_attn_norm must be true or false, got {size.cross_norm!r}")
     return size
+
+
+def _whole(values: Mapping[str, Any], source: str) -> None:
+    for key, value in values.items():
+        if type(value) is not int or not 1 <= value <= 65536:
+            raise UserError(f"{source}: {key} must be a whole number from 1 to 65536, got {value!r}")
 
 
 def config_of(size: Size, layout: Layout) -> dict[str, Any]:
