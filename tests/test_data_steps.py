@@ -382,3 +382,17 @@ def test_an_output_that_is_its_own_input_is_refused_untouched(made, tmp_path):
             found = CliRunner().invoke(cli.app, ["data", step, str(tmp_path / origin), f"{tmp_path}/{target}"])
             assert isinstance(found.exception, UserError) and "same place" in str(found.exception)  # exit status 2
             assert content(tmp_path) == before
+
+
+@pytest.mark.parametrize("step", ["download", "process", "encode", "pack", "verify", "inspect"])
+def test_an_empty_path_is_no_folder_and_nothing_is_written(step, tmp_path, monkeypatch):
+    """Where it named the root of the disk, OUTPUT was written there."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "a.mp4").write_bytes(b"x")
+    before = content(tmp_path)
+    monkeypatch.setattr(Folder, "write", lambda *given: pytest.fail(f"writes {given}"))
+    for paths in (("raw", ""), ("", "out"), ("raw", " ")):
+        found = CliRunner().invoke(cli.app, ["data", step, *paths])
+        assert isinstance(found.exception, UserError) and "is empty" in str(found.exception)  # exit status 2
+    assert content(tmp_path) == before

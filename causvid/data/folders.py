@@ -47,9 +47,15 @@ def told(name: str) -> Iterator[None]:
 
 
 class Folder:
-    """A folder; names of files in it are relative, with ``/`` between parts."""
+    """A folder; names of files in it are relative, with ``/`` between parts.
+
+    Raises:
+        UserError: its path is empty, or no address that can be reached from here.
+    """
 
     def __init__(self, uri: str) -> None:
+        if not str(uri).strip():  # not the root of the disk
+            raise UserError("the path of INPUT, OUTPUT or another folder is empty; name a folder, '.' for this one")
         self.uri = str(uri).rstrip("/") or "/"
         with told(self.uri):
             self.fs, self.path = fsspec.core.url_to_fs(self.uri)

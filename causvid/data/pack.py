@@ -206,6 +206,7 @@ def verify(source: str, target: str | None = None) -> tuple[Tally, dict[str, Any
     Raises:
         UserError: no store, or one whose damage is not that of single rows.
     """
+    output = Folder(target) if target is not None else None
     path = cached(source)
     found = sound(path)
     if found["kind"] != "store":
@@ -228,6 +229,6 @@ def verify(source: str, target: str | None = None) -> tuple[Tally, dict[str, Any
     changed = [name for name, value in wanted[2].items() if file_sum(path / name) != value]
     if changed and not tally.quarantine:
         raise UserError(f"{source}: {', '.join(changed)} changed since it was finished, outside of any row; pack again")
-    if target is not None:
-        write_lines(Folder(target), "quarantine.jsonl", tally.quarantine)
+    if output is not None:
+        write_lines(output, "quarantine.jsonl", tally.quarantine)
     return tally, found
