@@ -108,6 +108,23 @@ def test_a_row_with_the_id_of_another_and_other_content_is_told(tmp_path):
     ]  # fmt: skip
 
 
+def test_a_file_that_json_names_twice_counts_as_two_rows(tmp_path):
+    """A mapping would keep the last caption, and tell nothing."""
+    content = '{"a.mp4": "x", "b.mp4": "z", "a.mp4": "y", "b.mp4": "z"}'
+    given = manifest.read(write(tmp_path, "m.json", content))
+    assert [(clip.path, clip.caption) for clip in given.clips] == [("a.mp4", "x"), ("b.mp4", "z")]
+    assert (len(given.refused), given.duplicates, given.count) == (1, 1, 4)
+    assert given.refused[0][0] == "a.mp4" and "a different caption" in given.refused[0][1]
+
+
+@pytest.mark.parametrize(("name", "form"), [("m.json", "[{},{}]"), ("m.jsonl", "{}\n{}\n")])
+def test_a_row_that_has_a_key_twice_is_told(tmp_path, name, form):
+    rows = '{"path": "a.mp4", "caption": "x", "caption": "y"}', '{"path": "b.mp4", "caption": "z"}'
+    given = manifest.read(write(tmp_path, name, form.format(*rows)))
+    assert [clip.path for clip in given.clips] == ["b.mp4"] and given.count == 2
+    assert given.refused == [("row 1", "has the key 'caption' more than once")]
+
+
 def test_a_manifest_from_elsewhere_names_no_files_of_this_machine():
     folder = Folder("memory://elsewhere")
     folder.write("m.jsonl", b'{"path": "/etc/hosts"}\n{"path": "file:///etc/hosts"}\n{"path": "s3://b/a.mp4"}\n')

@@ -45,6 +45,19 @@ class Clip:
         return {name: value for name, value in vars(self).items() if value is not None}
 
 
+@dataclass(frozen=True)
+class Repeated:
+    """A JSON object that has a key more than once, of which a mapping would keep the last value alone."""
+
+    pairs: list[tuple[str, Any]]
+
+    @classmethod
+    def or_mapping(cls, pairs: list[tuple[str, Any]]) -> Any:
+        """What ``json`` is to make of an object."""
+        mapping = dict(pairs)
+        return mapping if len(mapping) == len(pairs) else cls(pairs)
+
+
 @dataclass
 class Given:
     """What a manifest gives: clips to work on, rows that are refused (name, reason), and rows that repeat another."""
@@ -131,9 +144,10 @@ def parse(name: str, content: bytes) -> list[Any]:
                 raise UserError(f"{name}: {unknown}; rename the column, or leave it out")
             return list(reader)
         if suffix == ".json":
-            data = json.loads(text)
-            if isinstance(data, dict):
-                return [{"path": path, "caption": caption} for path, caption in data.items()]
+            data = json.loads(text, object_pairs_hook=Repeated.or_mapping)
+            if isinstance(data, (dict, Repeated)):
+                pairs = data.items() if isinstance(data, dict) else data.pairs
+                return [{"path": path, "caption": caption} for path, caption in pairs]
             if isinstance(data, list):
                 return data
             raise UserError(f"{name}: a JSON manifest is a list of rows, or a mapping of files to captions")
@@ -146,7 +160,7 @@ def parse(name: str, content: bytes) -> list[Any]:
 
 def _line(line: str) -> Any:
     try:
-        return json.loads(line)
+        return json.loads(line, object_pairs_hook=Repeated.or_mapping)
     except (ValueError, RecursionError) as error:
         return ValueError(f"not JSON: {str(error)[:200]}")
 
@@ -196,6 +210,9 @@ def clip_of(row: Any, local: bool) -> Clip:
     """
     if isinstance(row, Exception):
         raise row
+    if isinstance(row, Repeated):
+        keys = [key for key, _ in row.pairs]
+        raise ValueError(f"has the key '{next(key for key in keys if keys.count(key) > 1)[:80]}' more than once")
     if not isinstance(row, Mapping) or None in row:
         raise ValueError("a row is a mapping with 'path' and 'caption', with no more values than columns")
     if unknown := _unknown(row):
