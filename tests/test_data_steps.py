@@ -396,3 +396,27 @@ def test_an_empty_path_is_no_folder_and_nothing_is_written(step, tmp_path, monke
         found = CliRunner().invoke(cli.app, ["data", step, *paths])
         assert isinstance(found.exception, UserError) and "is empty" in str(found.exception)  # exit status 2
     assert content(tmp_path) == before
+
+
+def test_an_output_inside_its_input_is_refused_untouched(tmp_path):
+    """The second run would take the clips of the first for input, as it would where INPUT is OUTPUT/clips."""
+    (tmp_path / "raw" / "clips").mkdir(parents=True)
+    (tmp_path / "raw" / "clips" / "a.mp4").write_bytes(video(levels(20)))
+    (tmp_path / "link").symlink_to("raw")
+    before = content(tmp_path)
+    refused = [(step, "raw", target) for step in ("download", "process", "encode", "pack") for target in
+               ("raw/out", "link/a/b", "raw//out/")]  # fmt: skip
+    for step, origin, target in [*refused, ("process", "raw/clips", "raw"), ("download", "raw/clips", "link/")]:
+        found = CliRunner().invoke(cli.app, ["data", step, f"{tmp_path}/{origin}", f"{tmp_path}/{target}"])
+        assert isinstance(found.exception, UserError) and "INPUT" in str(found.exception)  # exit status 2
+        assert content(tmp_path) == before
+
+
+def test_an_output_beside_a_manifest_or_a_folder_of_a_like_name_is_taken(tmp_path):
+    (tmp_path / "a.mp4").write_bytes(b"x")
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "a.mp4").write_bytes(b"x")
+    for name in ("m.jsonl", "manifest.jsonl"):
+        (tmp_path / name).write_text('{"path": "a.mp4"}\n')
+        assert steps.download(str(tmp_path / name), f"{tmp_path}/out-{name}").done == 1
+    assert steps.download(str(tmp_path / "raw"), f"{tmp_path}/raw2").done == 1

@@ -108,13 +108,16 @@ def read(source: str, root: str | None = None) -> Given:
 
 
 def apart_from(source: str, target: str) -> None:
-    """Refuse to write a step's output over the folder, or the ``manifest.jsonl``, that it is made from.
+    """Refuse to write a step's output over, or into, the folder that it is made from, or over its ``manifest.jsonl``.
 
     Raises:
-        UserError: both are the same place.
+        UserError: both are the same place, or the output lies in a folder that is read as a whole.
     """
     parent, _, name = source.rpartition("/")
-    apart((parent or ("/" if source.startswith("/") else ".")) if name == "manifest.jsonl" else source, target)
+    if name == "manifest.jsonl":  # what it names is read, and not what lies beside it
+        apart(parent or ("/" if source.startswith("/") else "."), target, inside=True)
+    else:
+        apart(source, target)
 
 
 def _beside(folder: Folder, name: str, names: Mapping[str, int]) -> str:
