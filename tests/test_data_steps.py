@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import io
 import json
 
+import av
 import lmdb
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from typer.testing import CliRunner
 from videos import levels, sound, turned, video
 
@@ -420,3 +423,32 @@ def test_an_output_beside_a_manifest_or_a_folder_of_a_like_name_is_taken(tmp_pat
         (tmp_path / name).write_text('{"path": "a.mp4"}\n')
         assert steps.download(str(tmp_path / name), f"{tmp_path}/out-{name}").done == 1
     assert steps.download(str(tmp_path / "raw"), f"{tmp_path}/raw2").done == 1
+
+
+def test_every_common_kind_of_file_is_a_clip_and_others_are_told(tmp_path, capsys):
+    (tmp_path / "raw").mkdir()
+    for name, form, codec in (
+        ("a.ts", "mpegts", "libx264"), ("b.FLV", "flv", "flv1"), ("c.wmv", "asf", "wmv2"), ("d.ogv", "ogg", "libvpx"),
+        ("e.3gp", "3gp", "libx264"), ("f.bmp", "image2pipe", "bmp"), ("g.tiff", "image2pipe", "tiff"),
+    ):  # fmt: skip
+        with av.open(str(tmp_path / "raw" / name), "w", format=form) as container:
+            stream = container.add_stream(codec, rate=25)
+            stream.width, stream.height, stream.pix_fmt = 64, 48, "bgr24" if codec == "bmp" else "yuv420p"
+            stream.pix_fmt = "rgb24" if codec == "tiff" else stream.pix_fmt
+            for image in levels(1 if form == "image2pipe" else 20):
+                frame = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(format=stream.pix_fmt)
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode())
+    (tmp_path / "raw" / "h.webp").write_bytes(webp(levels(1)[0]))
+    for name in ("a.txt", "notes.txt", "list.m3u8"):
+        (tmp_path / "raw" / name).write_text("a cat")
+    wanted = Wanted(16, 16, 5, 10, aspect=2, pictures=True)
+    tally = steps.process(str(tmp_path / "raw"), str(tmp_path / "out"), wanted, workers=1)
+    assert tally.as_json() == {"given": 8, "done": 8, "skipped": 0, "quarantined": 0}, tally.quarantine
+    assert "2 files are passed over, by name no clips: list.m3u8, notes.txt. Clips" in capsys.readouterr().err
+
+
+def webp(image):
+    stream = io.BytesIO()
+    Image.fromarray(image).save(stream, "WEBP")
+    return stream.getvalue()

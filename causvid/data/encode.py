@@ -109,6 +109,7 @@ def encode(
     share = given.clips[rank::world]
     tally = Tally(len(share))
     if rank == 0:  # what has no clip belongs to the first
+        given.tell()
         tally.given, tally.skipped = len(share) + len(given.refused) + given.duplicates, given.duplicates
         for name, reason in given.refused:
             tally.put_aside(name, reason)

@@ -19,11 +19,15 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
+from causvid import progress
 from causvid.data.folders import Folder, apart
 from causvid.errors import UserError
 from causvid.registry import did_you_mean
 
-VIDEOS = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".gif", ".png", ".jpg", ".jpeg")
+VIDEOS = (
+    ".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".m2v", ".vob", ".ts", ".mts", ".m2ts", ".flv",
+    ".f4v", ".wmv", ".asf", ".ogv", ".3gp", ".3g2", ".gif", ".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff",
+)  # fmt: skip
 ALIASES = {"url": "path", "file": "path", "video": "path", "text": "caption", "cap": "caption"}
 KNOWN = ("path", "caption", "start", "end", "id", "sha256")
 LONGEST_CAPTION = 10_000  # characters
@@ -60,12 +64,26 @@ class Repeated:
 
 @dataclass
 class Given:
-    """What a manifest gives: clips to work on, rows that are refused (name, reason), and rows that repeat another."""
+    """What a manifest gives: clips to work on, rows that are refused (name, reason), and rows that repeat another.
+
+    Attributes:
+        passed_over: files of a folder that are, by their names, neither clips nor captions; they are not counted.
+    """
 
     folder: Folder
     clips: list[Clip] = field(default_factory=list)
     refused: list[tuple[str, str]] = field(default_factory=list)
     duplicates: int = 0
+    passed_over: tuple[str, ...] = ()
+
+    def tell(self) -> None:
+        """Say on stderr which files were passed over, if any."""
+        if self.passed_over:
+            names, more = ", ".join(self.passed_over[:5]), ", ..." if len(self.passed_over) > 5 else ""
+            few = f"{len(self.passed_over)} files are" if len(self.passed_over) > 1 else "1 file is"
+            progress.say(
+                f"{self.folder}: {few} passed over, by name no clips: {names}{more}. Clips: {', '.join(VIDEOS)}"
+            )
 
     @property
     def count(self) -> int:
@@ -104,7 +122,10 @@ def read(source: str, root: str | None = None) -> Given:
     if not clips:
         raise UserError(f"{source} holds no clips ({', '.join(VIDEOS)}) and no manifest.jsonl")
     rows = [{"path": name, "caption": _beside(whole, name, names)} for name in clips]
-    return _checked(whole, rows, whole.is_local)
+    given = _checked(whole, rows, whole.is_local)
+    known = {*clips, *(str(PurePosixPath(name).with_suffix(".txt")) for name in clips)}
+    given.passed_over = tuple(name for name in names if name not in known)
+    return given
 
 
 def apart_from(source: str, target: str) -> None:

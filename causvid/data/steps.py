@@ -34,6 +34,7 @@ class Output:
     def __init__(self, target: str, recipe: dict[str, Any], given: Given) -> None:
         self.folder = Folder(target)
         self.folder.claim(recipe)
+        given.tell()
         self._there = self.folder.sizes()
         self.records: dict[str, dict[str, Any]] = {}
         self.tally = Tally(given.count, skipped=given.duplicates)
