@@ -12,11 +12,12 @@ import lmdb
 import numpy as np
 import pytest
 import torch
+import typer
 from PIL import Image
 from typer.testing import CliRunner
 from videos import levels, sound, turned, video
 
-from causvid import cli, spec
+from causvid import cli, cli_data, spec
 from causvid.build import World
 from causvid.data import pack as packing
 from causvid.data import steps
@@ -25,6 +26,7 @@ from causvid.data.encode import encode, from_file
 from causvid.data.folders import Folder, cached
 from causvid.data.latents import load
 from causvid.data.lmdb_store import Reader
+from causvid.data.tally import Tally
 from causvid.errors import UserError
 from causvid.models.codecs import TimeFold
 from causvid.models.text import Words
@@ -452,3 +454,21 @@ def webp(image):
     stream = io.BytesIO()
     Image.fromarray(image).save(stream, "WEBP")
     return stream.getvalue()
+
+
+def test_a_file_that_is_named_like_a_released_artefact_is_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.mp4").write_bytes(b"x")
+    (tmp_path / "causvid-list.csv").write_text("path,caption\na.mp4,a cat\n")
+    found = CliRunner().invoke(cli.app, ["data", "download", "causvid-list.csv", "out", "--json"])
+    assert found.exit_code == 0 and json.loads(found.stdout)["done"] == 1
+
+
+def test_reasons_that_stand_in_no_file_are_told(capsys):
+    tally = Tally(1)
+    tally.put_aside("r1", "is damaged")
+    with pytest.raises(typer.Exit):
+        cli_data._end(tally, "store", True, listed=False)
+    told = capsys.readouterr()
+    assert json.loads(told.out)["quarantine"] == [{"clip": "r1", "reason": "is damaged"}]
+    assert "r1: is damaged" in told.err

@@ -94,6 +94,11 @@ def test_bytes_that_are_no_text_spoil_their_own_row(tmp_path):
     assert [reason[:20] for _, reason in given.refused] == ["caption: is not UTF-", "not JSON: Expecting "]
 
 
+def test_a_caption_that_is_no_text_is_told_by_its_clip(tmp_path):
+    write(tmp_path, "b.txt", b"caf\xe9")
+    assert manifest.read(str(tmp_path)).refused == [("b.mp4", "caption: is not UTF-8")]
+
+
 def test_a_row_that_repeats_another_counts_as_a_duplicate(tmp_path):
     given = manifest.read(write(tmp_path, "m.csv", "path,caption\na.mp4,x\na.mp4,x\nb.mp4,y\n"))
     assert (len(given.clips), given.duplicates, given.count) == (2, 1, 3)

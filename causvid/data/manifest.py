@@ -14,7 +14,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
@@ -122,7 +122,7 @@ def read(source: str, root: str | None = None) -> Given:
     if not clips:
         raise UserError(f"{source} holds no clips ({', '.join(VIDEOS)}) and no manifest.jsonl")
     rows = [{"path": name, "caption": _beside(whole, name, names)} for name in clips]
-    given = _checked(whole, rows, whole.is_local)
+    given = _checked(whole, rows, whole.is_local, clips)
     known = {*clips, *(str(PurePosixPath(name).with_suffix(".txt")) for name in clips)}
     given.passed_over = tuple(name for name in names if name not in known)
     return given
@@ -189,12 +189,12 @@ def _line(line: str) -> Any:
         return ValueError(f"not JSON: {str(error)[:200]}")
 
 
-def _checked(folder: Folder, rows: Iterable[Any], local: bool) -> Given:
+def _checked(folder: Folder, rows: Iterable[Any], local: bool, names: Sequence[str] = ()) -> Given:
     given = Given(folder)
     seen: dict[str, Clip] = {}
     by_name: dict[str, list[str]] | None = None
     for number, row in enumerate(rows, 1):
-        name = f"row {number}"
+        name = names[number - 1] if names else f"row {number}"
         try:
             clip = clip_of(row, local)
             name = clip.path
