@@ -472,3 +472,16 @@ def test_reasons_that_stand_in_no_file_are_told(capsys):
     told = capsys.readouterr()
     assert json.loads(told.out)["quarantine"] == [{"clip": "r1", "reason": "is damaged"}]
     assert "r1: is damaged" in told.err
+
+
+def test_an_empty_store_is_nothing_given(tmp_path):
+    fields = {"latents": {"dtype": "float16", "shape": [None, 4, 8, 8]}}
+    with packing.Writer(tmp_path / "store", {"fields": fields}):
+        pass
+    gc.collect()
+    for verb, *target in (("pack", "out"), ("verify",), ("inspect", "out")):
+        found = CliRunner().invoke(
+            cli.app, ["data", verb, str(tmp_path / "store"), *(f"{tmp_path}/{t}" for t in target)]
+        )
+        assert isinstance(found.exception, UserError) and "nothing given: " in str(found.exception)  # exit status 2
+    assert not (tmp_path / "out").exists()

@@ -161,6 +161,12 @@ def test_an_unknown_key_is_told_with_the_nearest_known_one(tmp_path):
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(("name", "content"), [("m.jsonl", "\n"), ("m.json", "{}"), ("m.csv", "path,caption\n")])
+def test_a_manifest_without_rows_is_nothing_given(tmp_path, name, content):
+    with pytest.raises(UserError, match=f"nothing given: .*{name} has no rows"):
+        manifest.read(write(tmp_path, name, content))
+
+
 def test_nothing_to_read(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         manifest.read(str(tmp_path / "no.csv"))

@@ -40,6 +40,8 @@ def inspect(
     found = sound(path)
     if found["kind"] != "store":
         raise UserError(f"{source} is an LMDB of another layout; convert it with 'causvid data pack'")
+    if not found["rows"]:
+        raise UserError(f"nothing given: {source} holds no rows")
     tally = Tally(found["rows"], done=found["rows"] - len(found["damaged"]))
     for key, reason in found["damaged"].items():
         tally.put_aside(key, reason)

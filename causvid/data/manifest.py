@@ -105,7 +105,7 @@ def read(source: str, root: str | None = None) -> Given:
         root: what paths are relative to; by default the manifest's own folder.
 
     Raises:
-        UserError: there is no such file or folder, or it can't be read as a whole.
+        UserError: there is no such file or folder, it holds nothing, or it can't be read as a whole.
     """
     whole = Folder(source)
     if not whole.exists():
@@ -113,18 +113,24 @@ def read(source: str, root: str | None = None) -> Given:
     if not whole.fs.isdir(whole.path):
         parent, _, name = whole.uri.rpartition("/")
         folder = Folder(parent or ("/" if whole.uri.startswith("/") else "."))
-        return _checked(Folder(root) if root else folder, parse(name, folder.read(name)), whole.is_local)
+        return _some(source, _checked(Folder(root) if root else folder, parse(name, folder.read(name)), whole.is_local))
     if whole.exists("manifest.jsonl"):
         rows = parse("manifest.jsonl", whole.read("manifest.jsonl"))
-        return _checked(Folder(root) if root else whole, rows, whole.is_local)
+        return _some(source, _checked(Folder(root) if root else whole, rows, whole.is_local))
     names = whole.sizes()
     clips = [name for name in names if PurePosixPath(name).suffix.lower() in VIDEOS]
     if not clips:
-        raise UserError(f"{source} holds no clips ({', '.join(VIDEOS)}) and no manifest.jsonl")
+        raise UserError(f"nothing given: {source} holds no clips ({', '.join(VIDEOS)}) and no manifest.jsonl")
     rows = [{"path": name, "caption": _beside(whole, name, names)} for name in clips]
     given = _checked(whole, rows, whole.is_local, clips)
     known = {*clips, *(str(PurePosixPath(name).with_suffix(".txt")) for name in clips)}
     given.passed_over = tuple(name for name in names if name not in known)
+    return given
+
+
+def _some(source: str, given: Given) -> Given:
+    if not given.count:
+        raise UserError(f"nothing given: the manifest {source} has no rows; see what the step before it put aside")
     return given
 
 
