@@ -39,8 +39,11 @@ def _end(tally: Tally, target: str, as_json: bool, listed: bool = True, **more: 
     from causvid.progress import console
 
     counts = tally.as_json()
+    if as_json and not listed:
+        more["quarantine"] = tally.quarantine
     if not as_json:
         console.print(", ".join(f"{value} {name}" for name, value in counts.items()), highlight=False)
+    if not as_json or not listed:
         for row in tally.quarantine[:5]:
             console.print(f"  {row['clip']}: {row['reason']}", markup=False, highlight=False, soft_wrap=True)
         if len(tally.quarantine) > 5:
@@ -71,7 +74,7 @@ def download(
     """
     from causvid.data import artefacts, steps
 
-    if source.startswith("causvid-"):
+    if source.startswith("causvid-") and not Path(source).exists():
         return _end(artefacts.fetch(source, target), target, as_json)
     return _end(steps.download(source, target, workers, root), target, as_json)
 

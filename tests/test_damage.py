@@ -167,9 +167,14 @@ def test_whole_manifests(tmp_path):
             except UserError:
                 refused += 1
                 continue
-            assert given.count == len(given.clips) + len(given.refused) + given.duplicates
             if name == "m.jsonl":
                 assert given.count == len([line for line in broken.split(b"\n") if line.strip()])
+            elif name.endswith(".json"):  # one that is read is whole: no flipped bit makes a row of ten
+                assert given.count == len(rows)
+            else:
+                assert given.count == len(
+                    [line for line in broken.decode("utf-8-sig", "replace").splitlines()[1:] if line]
+                )
     assert 0 < refused < MANIFESTS
 
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import io
 import json
 
+import av
 import lmdb
 import numpy as np
 import pytest
 import torch
+import typer
+from PIL import Image
 from typer.testing import CliRunner
 from videos import levels, sound, turned, video
 
-from causvid import cli, spec
+from causvid import cli, cli_data, spec
 from causvid.build import World
 from causvid.data import pack as packing
 from causvid.data import steps
@@ -22,6 +26,7 @@ from causvid.data.encode import encode, from_file
 from causvid.data.folders import Folder, cached
 from causvid.data.latents import load
 from causvid.data.lmdb_store import Reader
+from causvid.data.tally import Tally
 from causvid.errors import UserError
 from causvid.models.codecs import TimeFold
 from causvid.models.text import Words
@@ -382,3 +387,101 @@ def test_an_output_that_is_its_own_input_is_refused_untouched(made, tmp_path):
             found = CliRunner().invoke(cli.app, ["data", step, str(tmp_path / origin), f"{tmp_path}/{target}"])
             assert isinstance(found.exception, UserError) and "same place" in str(found.exception)  # exit status 2
             assert content(tmp_path) == before
+
+
+@pytest.mark.parametrize("step", ["download", "process", "encode", "pack", "verify", "inspect"])
+def test_an_empty_path_is_no_folder_and_nothing_is_written(step, tmp_path, monkeypatch):
+    """Where it named the root of the disk, OUTPUT was written there."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "a.mp4").write_bytes(b"x")
+    before = content(tmp_path)
+    monkeypatch.setattr(Folder, "write", lambda *given: pytest.fail(f"writes {given}"))
+    for paths in (("raw", ""), ("", "out"), ("raw", " ")):
+        found = CliRunner().invoke(cli.app, ["data", step, *paths])
+        assert isinstance(found.exception, UserError) and "is empty" in str(found.exception)  # exit status 2
+    assert content(tmp_path) == before
+
+
+def test_an_output_inside_its_input_is_refused_untouched(tmp_path):
+    """The second run would take the clips of the first for input, as it would where INPUT is OUTPUT/clips."""
+    (tmp_path / "raw" / "clips").mkdir(parents=True)
+    (tmp_path / "raw" / "clips" / "a.mp4").write_bytes(video(levels(20)))
+    (tmp_path / "link").symlink_to("raw")
+    before = content(tmp_path)
+    refused = [(step, "raw", target) for step in ("download", "process", "encode", "pack") for target in
+               ("raw/out", "link/a/b", "raw//out/")]  # fmt: skip
+    for step, origin, target in [*refused, ("process", "raw/clips", "raw"), ("download", "raw/clips", "link/")]:
+        found = CliRunner().invoke(cli.app, ["data", step, f"{tmp_path}/{origin}", f"{tmp_path}/{target}"])
+        assert isinstance(found.exception, UserError) and "INPUT" in str(found.exception)  # exit status 2
+        assert content(tmp_path) == before
+
+
+def test_an_output_beside_a_manifest_or_a_folder_of_a_like_name_is_taken(tmp_path):
+    (tmp_path / "a.mp4").write_bytes(b"x")
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "a.mp4").write_bytes(b"x")
+    for name in ("m.jsonl", "manifest.jsonl"):
+        (tmp_path / name).write_text('{"path": "a.mp4"}\n')
+        assert steps.download(str(tmp_path / name), f"{tmp_path}/out-{name}").done == 1
+    assert steps.download(str(tmp_path / "raw"), f"{tmp_path}/raw2").done == 1
+
+
+def test_every_common_kind_of_file_is_a_clip_and_others_are_told(tmp_path, capsys):
+    (tmp_path / "raw").mkdir()
+    for name, form, codec in (
+        ("a.ts", "mpegts", "libx264"), ("b.FLV", "flv", "flv1"), ("c.wmv", "asf", "wmv2"), ("d.ogv", "ogg", "libvpx"),
+        ("e.3gp", "3gp", "libx264"), ("f.bmp", "image2pipe", "bmp"), ("g.tiff", "image2pipe", "tiff"),
+    ):  # fmt: skip
+        with av.open(str(tmp_path / "raw" / name), "w", format=form) as container:
+            stream = container.add_stream(codec, rate=25)
+            stream.width, stream.height, stream.pix_fmt = 64, 48, "bgr24" if codec == "bmp" else "yuv420p"
+            stream.pix_fmt = "rgb24" if codec == "tiff" else stream.pix_fmt
+            for image in levels(1 if form == "image2pipe" else 20):
+                frame = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(format=stream.pix_fmt)
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode())
+    (tmp_path / "raw" / "h.webp").write_bytes(webp(levels(1)[0]))
+    for name in ("a.txt", "notes.txt", "list.m3u8"):
+        (tmp_path / "raw" / name).write_text("a cat")
+    wanted = Wanted(16, 16, 5, 10, aspect=2, pictures=True)
+    tally = steps.process(str(tmp_path / "raw"), str(tmp_path / "out"), wanted, workers=1)
+    assert tally.as_json() == {"given": 8, "done": 8, "skipped": 0, "quarantined": 0}, tally.quarantine
+    assert "2 files are passed over, by name no clips: list.m3u8, notes.txt. Clips" in capsys.readouterr().err
+
+
+def webp(image):
+    stream = io.BytesIO()
+    Image.fromarray(image).save(stream, "WEBP")
+    return stream.getvalue()
+
+
+def test_a_file_that_is_named_like_a_released_artefact_is_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.mp4").write_bytes(b"x")
+    (tmp_path / "causvid-list.csv").write_text("path,caption\na.mp4,a cat\n")
+    found = CliRunner().invoke(cli.app, ["data", "download", "causvid-list.csv", "out", "--json"])
+    assert found.exit_code == 0 and json.loads(found.stdout)["done"] == 1
+
+
+def test_reasons_that_stand_in_no_file_are_told(capsys):
+    tally = Tally(1)
+    tally.put_aside("r1", "is damaged")
+    with pytest.raises(typer.Exit):
+        cli_data._end(tally, "store", True, listed=False)
+    told = capsys.readouterr()
+    assert json.loads(told.out)["quarantine"] == [{"clip": "r1", "reason": "is damaged"}]
+    assert "r1: is damaged" in told.err
+
+
+def test_an_empty_store_is_nothing_given(tmp_path):
+    fields = {"latents": {"dtype": "float16", "shape": [None, 4, 8, 8]}}
+    with packing.Writer(tmp_path / "store", {"fields": fields}):
+        pass
+    gc.collect()
+    for verb, *target in (("pack", "out"), ("verify",), ("inspect", "out")):
+        found = CliRunner().invoke(
+            cli.app, ["data", verb, str(tmp_path / "store"), *(f"{tmp_path}/{t}" for t in target)]
+        )
+        assert isinstance(found.exception, UserError) and "nothing given: " in str(found.exception)  # exit status 2
+    assert not (tmp_path / "out").exists()

@@ -94,6 +94,11 @@ def test_bytes_that_are_no_text_spoil_their_own_row(tmp_path):
     assert [reason[:20] for _, reason in given.refused] == ["caption: is not UTF-", "not JSON: Expecting "]
 
 
+def test_a_caption_that_is_no_text_is_told_by_its_clip(tmp_path):
+    write(tmp_path, "b.txt", b"caf\xe9")
+    assert manifest.read(str(tmp_path)).refused == [("b.mp4", "caption: is not UTF-8")]
+
+
 def test_a_row_that_repeats_another_counts_as_a_duplicate(tmp_path):
     given = manifest.read(write(tmp_path, "m.csv", "path,caption\na.mp4,x\na.mp4,x\nb.mp4,y\n"))
     assert (len(given.clips), given.duplicates, given.count) == (2, 1, 3)
@@ -106,6 +111,23 @@ def test_a_row_with_the_id_of_another_and_other_content_is_told(tmp_path):
     assert [reason for _, reason in given.refused] == [
         "another row has its id, 1, and a different caption", "another row has its id, 1, and a different path"
     ]  # fmt: skip
+
+
+def test_a_file_that_json_names_twice_counts_as_two_rows(tmp_path):
+    """A mapping would keep the last caption, and tell nothing."""
+    content = '{"a.mp4": "x", "b.mp4": "z", "a.mp4": "y", "b.mp4": "z"}'
+    given = manifest.read(write(tmp_path, "m.json", content))
+    assert [(clip.path, clip.caption) for clip in given.clips] == [("a.mp4", "x"), ("b.mp4", "z")]
+    assert (len(given.refused), given.duplicates, given.count) == (1, 1, 4)
+    assert given.refused[0][0] == "a.mp4" and "a different caption" in given.refused[0][1]
+
+
+@pytest.mark.parametrize(("name", "form"), [("m.json", "[{},{}]"), ("m.jsonl", "{}\n{}\n")])
+def test_a_row_that_has_a_key_twice_is_told(tmp_path, name, form):
+    rows = '{"path": "a.mp4", "caption": "x", "caption": "y"}', '{"path": "b.mp4", "caption": "z"}'
+    given = manifest.read(write(tmp_path, name, form.format(*rows)))
+    assert [clip.path for clip in given.clips] == ["b.mp4"] and given.count == 2
+    assert given.refused == [("row 1", "has the key 'caption' more than once")]
 
 
 def test_a_manifest_from_elsewhere_names_no_files_of_this_machine():
@@ -137,6 +159,12 @@ def test_an_unknown_key_is_told_with_the_nearest_known_one(tmp_path):
     assert [reason.split(";")[0] for _, reason in given.refused] == [
         "unknown key 'strat' (did you mean 'start'?)", "unknown key 'captoin' (did you mean 'caption'?)"
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "content"), [("m.jsonl", "\n"), ("m.json", "{}"), ("m.csv", "path,caption\n")])
+def test_a_manifest_without_rows_is_nothing_given(tmp_path, name, content):
+    with pytest.raises(UserError, match=f"nothing given: .*{name} has no rows"):
+        manifest.read(write(tmp_path, name, content))
 
 
 def test_nothing_to_read(tmp_path):

@@ -23,7 +23,8 @@ from causvid.data.pool import Refused
 BT601, LIMITED = 6, 1  # H.273 codes; what players assume of a small untagged video, written into the file all the same
 MAX_PIXELS = 1 << 26  # of one frame
 # What a file may be, whatever its name says: no playlists and scripts, which name other files and addresses.
-FORMATS = "mov,matroska,avi,mpeg,mpegvideo,mpegts,gif,image2,png_pipe,jpeg_pipe"
+FORMATS = "mov,matroska,avi,mpeg,mpegvideo,mpegts,flv,asf,ogg,gif,"
+FORMATS += "image2,png_pipe,jpeg_pipe,bmp_pipe,webp_pipe,tiff_pipe"
 
 
 @dataclass(frozen=True)

@@ -36,10 +36,12 @@ def inspect(
     Raises:
         UserError: no store, or one that can't be read.
     """
-    path = cached(source)
+    output, path = Folder(target), cached(source)
     found = sound(path)
     if found["kind"] != "store":
         raise UserError(f"{source} is an LMDB of another layout; convert it with 'causvid data pack'")
+    if not found["rows"]:
+        raise UserError(f"nothing given: {source} holds no rows")
     tally = Tally(found["rows"], done=found["rows"] - len(found["damaged"]))
     for key, reason in found["damaged"].items():
         tally.put_aside(key, reason)
@@ -47,7 +49,7 @@ def inspect(
     decode = decoder(reader.header)
     keys = [key for key in reader.entries if key not in found["damaged"]][:rows]
     if keys:
-        Folder(target).write("contact_sheet.png", png(sheet([strip(reader.row(key), decode) for key in keys])))
+        output.write("contact_sheet.png", png(sheet([strip(reader.row(key), decode) for key in keys])))
     return tally, found
 
 

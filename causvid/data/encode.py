@@ -7,6 +7,7 @@ takes latents of another. Several processes share the work by rank; each file ho
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Mapping
 from datetime import timedelta
@@ -99,7 +100,7 @@ def encode(
     """
     together = world > 1 and torch.distributed.is_torchelastic_launched()
     if together:
-        stay_with_parent()  # torchrun's processes outlive it when it is killed
+        stay_with_parent(os.getppid())  # torchrun's processes outlive it when it is killed
     manifest.apart_from(source, target)
     given = manifest.read(source, root)
     output = Folder(target)
@@ -108,6 +109,7 @@ def encode(
     share = given.clips[rank::world]
     tally = Tally(len(share))
     if rank == 0:  # what has no clip belongs to the first
+        given.tell()
         tally.given, tally.skipped = len(share) + len(given.refused) + given.duplicates, given.duplicates
         for name, reason in given.refused:
             tally.put_aside(name, reason)

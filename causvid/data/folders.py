@@ -47,9 +47,15 @@ def told(name: str) -> Iterator[None]:
 
 
 class Folder:
-    """A folder; names of files in it are relative, with ``/`` between parts."""
+    """A folder; names of files in it are relative, with ``/`` between parts.
+
+    Raises:
+        UserError: its path is empty, or no address that can be reached from here.
+    """
 
     def __init__(self, uri: str) -> None:
+        if not str(uri).strip():  # not the root of the disk
+            raise UserError("the path of INPUT, OUTPUT or another folder is empty; name a folder, '.' for this one")
         self.uri = str(uri).rstrip("/") or "/"
         with told(self.uri):
             self.fs, self.path = fsspec.core.url_to_fs(self.uri)
@@ -164,16 +170,25 @@ def _lives(process: int) -> bool:
     return True
 
 
-def apart(source: str, target: str) -> None:
-    """Refuse an output that is its own input.
+def _true_place(folder: Folder) -> str:
+    path = os.path.realpath(folder.path) if folder.is_local else folder.path
+    return folder.fs.unstrip_protocol(path).rstrip("/")
+
+
+def apart(source: str, target: str, inside: bool = False) -> None:
+    """Refuse an output that is its own input, or lies in it, where the next run would read it.
+
+    Args:
+        inside: whether the output may lie in the input.
 
     Raises:
-        UserError: both are the same folder.
+        UserError: it is, or does.
     """
-    left, right = (Folder(each) for each in (source, target))
-    same = left.fs.unstrip_protocol(left.path) == right.fs.unstrip_protocol(right.path)
-    if same or (left.is_local and right.is_local and os.path.realpath(left.path) == os.path.realpath(right.path)):
+    left, right = (_true_place(Folder(each)) for each in (source, target))
+    if left == right:
         raise UserError(f"{target}: OUTPUT is the same place as INPUT; choose another folder")
+    if right.startswith(f"{left}/") and not inside:
+        raise UserError(f"{target}: OUTPUT lies inside INPUT, and would be read as a part of it; choose another folder")
 
 
 def _cache_limit() -> float:

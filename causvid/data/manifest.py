@@ -14,16 +14,20 @@ import io
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
+from causvid import progress
 from causvid.data.folders import Folder, apart
 from causvid.errors import UserError
 from causvid.registry import did_you_mean
 
-VIDEOS = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".gif", ".png", ".jpg", ".jpeg")
+VIDEOS = (
+    ".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".m2v", ".vob", ".ts", ".mts", ".m2ts", ".flv",
+    ".f4v", ".wmv", ".asf", ".ogv", ".3gp", ".3g2", ".gif", ".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff",
+)  # fmt: skip
 ALIASES = {"url": "path", "file": "path", "video": "path", "text": "caption", "cap": "caption"}
 KNOWN = ("path", "caption", "start", "end", "id", "sha256")
 LONGEST_CAPTION = 10_000  # characters
@@ -45,14 +49,41 @@ class Clip:
         return {name: value for name, value in vars(self).items() if value is not None}
 
 
+@dataclass(frozen=True)
+class Repeated:
+    """A JSON object that has a key more than once, of which a mapping would keep the last value alone."""
+
+    pairs: list[tuple[str, Any]]
+
+    @classmethod
+    def or_mapping(cls, pairs: list[tuple[str, Any]]) -> Any:
+        """What ``json`` is to make of an object."""
+        mapping = dict(pairs)
+        return mapping if len(mapping) == len(pairs) else cls(pairs)
+
+
 @dataclass
 class Given:
-    """What a manifest gives: clips to work on, rows that are refused (name, reason), and rows that repeat another."""
+    """What a manifest gives: clips to work on, rows that are refused (name, reason), and rows that repeat another.
+
+    Attributes:
+        passed_over: files of a folder that are, by their names, neither clips nor captions; they are not counted.
+    """
 
     folder: Folder
     clips: list[Clip] = field(default_factory=list)
     refused: list[tuple[str, str]] = field(default_factory=list)
     duplicates: int = 0
+    passed_over: tuple[str, ...] = ()
+
+    def tell(self) -> None:
+        """Say on stderr which files were passed over, if any."""
+        if self.passed_over:
+            names, more = ", ".join(self.passed_over[:5]), ", ..." if len(self.passed_over) > 5 else ""
+            few = f"{len(self.passed_over)} files are" if len(self.passed_over) > 1 else "1 file is"
+            progress.say(
+                f"{self.folder}: {few} passed over, by name no clips: {names}{more}. Clips: {', '.join(VIDEOS)}"
+            )
 
     @property
     def count(self) -> int:
@@ -74,7 +105,7 @@ def read(source: str, root: str | None = None) -> Given:
         root: what paths are relative to; by default the manifest's own folder.
 
     Raises:
-        UserError: there is no such file or folder, or it can't be read as a whole.
+        UserError: there is no such file or folder, it holds nothing, or it can't be read as a whole.
     """
     whole = Folder(source)
     if not whole.exists():
@@ -82,26 +113,38 @@ def read(source: str, root: str | None = None) -> Given:
     if not whole.fs.isdir(whole.path):
         parent, _, name = whole.uri.rpartition("/")
         folder = Folder(parent or ("/" if whole.uri.startswith("/") else "."))
-        return _checked(Folder(root) if root else folder, parse(name, folder.read(name)), whole.is_local)
+        return _some(source, _checked(Folder(root) if root else folder, parse(name, folder.read(name)), whole.is_local))
     if whole.exists("manifest.jsonl"):
         rows = parse("manifest.jsonl", whole.read("manifest.jsonl"))
-        return _checked(Folder(root) if root else whole, rows, whole.is_local)
+        return _some(source, _checked(Folder(root) if root else whole, rows, whole.is_local))
     names = whole.sizes()
     clips = [name for name in names if PurePosixPath(name).suffix.lower() in VIDEOS]
     if not clips:
-        raise UserError(f"{source} holds no clips ({', '.join(VIDEOS)}) and no manifest.jsonl")
+        raise UserError(f"nothing given: {source} holds no clips ({', '.join(VIDEOS)}) and no manifest.jsonl")
     rows = [{"path": name, "caption": _beside(whole, name, names)} for name in clips]
-    return _checked(whole, rows, whole.is_local)
+    given = _checked(whole, rows, whole.is_local, clips)
+    known = {*clips, *(str(PurePosixPath(name).with_suffix(".txt")) for name in clips)}
+    given.passed_over = tuple(name for name in names if name not in known)
+    return given
+
+
+def _some(source: str, given: Given) -> Given:
+    if not given.count:
+        raise UserError(f"nothing given: the manifest {source} has no rows; see what the step before it put aside")
+    return given
 
 
 def apart_from(source: str, target: str) -> None:
-    """Refuse to write a step's output over the folder, or the ``manifest.jsonl``, that it is made from.
+    """Refuse to write a step's output over, or into, the folder that it is made from, or over its ``manifest.jsonl``.
 
     Raises:
-        UserError: both are the same place.
+        UserError: both are the same place, or the output lies in a folder that is read as a whole.
     """
     parent, _, name = source.rpartition("/")
-    apart((parent or ("/" if source.startswith("/") else ".")) if name == "manifest.jsonl" else source, target)
+    if name == "manifest.jsonl":  # what it names is read, and not what lies beside it
+        apart(parent or ("/" if source.startswith("/") else "."), target, inside=True)
+    else:
+        apart(source, target)
 
 
 def _beside(folder: Folder, name: str, names: Mapping[str, int]) -> str:
@@ -131,9 +174,10 @@ def parse(name: str, content: bytes) -> list[Any]:
                 raise UserError(f"{name}: {unknown}; rename the column, or leave it out")
             return list(reader)
         if suffix == ".json":
-            data = json.loads(text)
-            if isinstance(data, dict):
-                return [{"path": path, "caption": caption} for path, caption in data.items()]
+            data = json.loads(text, object_pairs_hook=Repeated.or_mapping)
+            if isinstance(data, (dict, Repeated)):
+                pairs = data.items() if isinstance(data, dict) else data.pairs
+                return [{"path": path, "caption": caption} for path, caption in pairs]
             if isinstance(data, list):
                 return data
             raise UserError(f"{name}: a JSON manifest is a list of rows, or a mapping of files to captions")
@@ -146,17 +190,17 @@ def parse(name: str, content: bytes) -> list[Any]:
 
 def _line(line: str) -> Any:
     try:
-        return json.loads(line)
+        return json.loads(line, object_pairs_hook=Repeated.or_mapping)
     except (ValueError, RecursionError) as error:
         return ValueError(f"not JSON: {str(error)[:200]}")
 
 
-def _checked(folder: Folder, rows: Iterable[Any], local: bool) -> Given:
+def _checked(folder: Folder, rows: Iterable[Any], local: bool, names: Sequence[str] = ()) -> Given:
     given = Given(folder)
     seen: dict[str, Clip] = {}
     by_name: dict[str, list[str]] | None = None
     for number, row in enumerate(rows, 1):
-        name = f"row {number}"
+        name = names[number - 1] if names else f"row {number}"
         try:
             clip = clip_of(row, local)
             name = clip.path
@@ -196,6 +240,9 @@ def clip_of(row: Any, local: bool) -> Clip:
     """
     if isinstance(row, Exception):
         raise row
+    if isinstance(row, Repeated):
+        keys = [key for key, _ in row.pairs]
+        raise ValueError(f"has the key '{next(key for key in keys if keys.count(key) > 1)[:80]}' more than once")
     if not isinstance(row, Mapping) or None in row:
         raise ValueError("a row is a mapping with 'path' and 'caption', with no more values than columns")
     if unknown := _unknown(row):

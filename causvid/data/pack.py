@@ -44,6 +44,8 @@ def pack(source: str, target: str, shards: int = 1, shape: Sequence[int] = (), t
     """
     apart(source, target)
     header, count, rows = _source(source, shape, times)
+    if not count:
+        raise UserError(f"nothing given: {source} holds no rows")
     output = Folder(target)
     if output.is_local:
         return _pack(header, count, rows, Path(output.path), shards)
@@ -79,9 +81,7 @@ def _source(source: str, shape: Sequence[int], times: Sequence[float]) -> tuple[
         return header, len(reader), _stored(reader)
     names = [name for name in sizes if name.startswith("latents/") and name.endswith(".safetensors")]
     if "recipe.json" not in sizes or not names:
-        raise UserError(
-            f"{source} holds no latents: expected recipe.json and latents/, as 'causvid data encode' writes"
-        )
+        raise UserError(f"nothing given: {source} holds no recipe.json and latents/, as 'causvid data encode' writes")
     try:
         recipe = json.loads(folder.read("recipe.json"))
         channels = None
@@ -206,12 +206,15 @@ def verify(source: str, target: str | None = None) -> tuple[Tally, dict[str, Any
     Raises:
         UserError: no store, or one whose damage is not that of single rows.
     """
+    output = Folder(target) if target is not None else None
     path = cached(source)
     found = sound(path)
     if found["kind"] != "store":
         raise UserError(
             f"{source} is an LMDB, but no store of this project; 'causvid data pack' converts released ones"
         )
+    if not found["rows"]:
+        raise UserError(f"nothing given: {source} holds no rows")
     tally = Tally(found["rows"], done=found["rows"] - len(found["damaged"]))
     for key, reason in found["damaged"].items():
         tally.put_aside(key, reason)
@@ -228,6 +231,6 @@ def verify(source: str, target: str | None = None) -> tuple[Tally, dict[str, Any
     changed = [name for name, value in wanted[2].items() if file_sum(path / name) != value]
     if changed and not tally.quarantine:
         raise UserError(f"{source}: {', '.join(changed)} changed since it was finished, outside of any row; pack again")
-    if target is not None:
-        write_lines(Folder(target), "quarantine.jsonl", tally.quarantine)
+    if output is not None:
+        write_lines(output, "quarantine.jsonl", tally.quarantine)
     return tally, found

@@ -21,9 +21,14 @@ class Refused(Exception):
     """Why one input is put aside; the others go on."""
 
 
-def stay_with_parent() -> None:
-    """End this process when its parent is killed; it would wait for work, or for the others, for ever."""
-    parent, number = multiprocessing.parent_process(), os.getppid()
+def stay_with_parent(number: int) -> None:
+    """End this process when its parent is killed; it would wait for work, or for the others, for ever.
+
+    Args:
+        number: the parent's process number, as the parent itself knows it: one that is killed while this process
+            starts is gone already, and another one adopts it.
+    """
+    parent = multiprocessing.parent_process()
 
     def watch() -> None:
         if parent is not None:
@@ -65,7 +70,7 @@ class Pool:
 
     def _new(self, workers: int) -> ProcessPoolExecutor:
         context = multiprocessing.get_context("spawn")
-        return ProcessPoolExecutor(workers, mp_context=context, initializer=stay_with_parent)
+        return ProcessPoolExecutor(workers, mp_context=context, initializer=stay_with_parent, initargs=(os.getpid(),))
 
     def map(
         self, function: Callable[..., Any], items: Iterable[Item], arguments: Callable[[Item], tuple[Any, ...]]

@@ -19,7 +19,7 @@ from typing import Any
 from causvid import progress
 from causvid.data import manifest
 from causvid.data.clips import Wanted, make_clip
-from causvid.data.folders import CHUNK, Folder, told
+from causvid.data.folders import CHUNK, Folder, apart, told
 from causvid.data.manifest import Clip, Given
 from causvid.data.pool import Pool, Refused
 from causvid.data.tally import Tally, write_lines
@@ -34,6 +34,7 @@ class Output:
     def __init__(self, target: str, recipe: dict[str, Any], given: Given) -> None:
         self.folder = Folder(target)
         self.folder.claim(recipe)
+        given.tell()
         self._there = self.folder.sizes()
         self.records: dict[str, dict[str, Any]] = {}
         self.tally = Tally(given.count, skipped=given.duplicates)
@@ -96,7 +97,7 @@ def download(source: str, target: str, workers: int = 8, root: str | None = None
         workers: transfers at a time.
         root: what the manifest's paths are relative to; by default its own folder.
     """
-    manifest.apart_from(source, target)
+    _apart_from(source, target)
     given = manifest.read(source, root)
     output = Output(target, {"step": "download"}, given)
 
@@ -114,6 +115,12 @@ def download(source: str, target: str, workers: int = 8, root: str | None = None
                 output.put(clip, *found)
             show(output.tally.done + output.tally.skipped + len(output.tally.quarantine))
     return output.finish(given, keep_part=True)
+
+
+def _apart_from(source: str, target: str) -> None:
+    """Refuse an output that would be read as input, be it the folder or the clips in it."""
+    manifest.apart_from(source, target)
+    apart(source, f"{target.rstrip('/')}/clips", inside=True)
 
 
 def _is_sound(folder: Folder, record: dict[str, Any], clip: Clip) -> bool:
@@ -171,7 +178,7 @@ def process(
         seconds: how long one clip may take.
         root: what the manifest's paths are relative to; by default its own folder.
     """
-    manifest.apart_from(source, target)
+    _apart_from(source, target)
     given = manifest.read(source, root)
     output = Output(target, {"step": "process", **asdict(wanted)}, given)
     todo = [clip for clip in given.clips if not output.finished(clip)]
