@@ -19,6 +19,7 @@ from torch import Tensor
 
 from causvid import weights as files_of
 from causvid.errors import UserError
+from causvid.models import libraries
 from causvid.models.layouts import Link, fill, same, shapes_of
 from causvid.registry import register
 from causvid.tensor_files import TensorFiles, open_tensors
@@ -174,7 +175,8 @@ class Umt5:
     @cached_property
     def _tokenizer(self) -> Any:
         try:
-            from transformers import AutoTokenizer
+            with libraries.quiet():
+                from transformers import AutoTokenizer
         except ImportError as error:
             raise UserError("text encoder 'umt5' needs transformers: pip install 'causvid[wan]'") from error
         folder = self._tokenizer_folder
@@ -190,7 +192,8 @@ class Umt5:
     def empty(self) -> Any:
         """transformers' encoder with fresh weights."""
         try:
-            from transformers import UMT5Config, UMT5EncoderModel
+            with libraries.quiet():
+                from transformers import UMT5Config, UMT5EncoderModel
         except ImportError as error:
             raise UserError("text encoder 'umt5' needs transformers: pip install 'causvid[wan]'") from error
         return UMT5EncoderModel(

@@ -16,6 +16,7 @@ from einops import rearrange
 from torch import Tensor
 
 from causvid.errors import UserError
+from causvid.models import libraries
 from causvid.models.layouts import Link, check, fill, same, shapes_of
 from causvid.registry import register
 from causvid.tensor_files import TensorFiles, open_tensors
@@ -155,7 +156,8 @@ class WanVae:
     def empty(self) -> Any:
         """diffusers' network with fresh weights."""
         try:
-            from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+            with libraries.quiet():
+                from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
         except ImportError as error:
             raise UserError("codec 'wan_vae' needs diffusers: pip install 'causvid[wan]'") from error
         return AutoencoderKLWan(base_dim=self.base_dim, z_dim=CHANNELS)
