@@ -273,8 +273,8 @@ def test_a_copy_that_is_there_is_compared_with_the_checksum_of_the_manifest(tmp_
     assert steps.download(listed, target).done == 2 and steps.download(listed, target).skipped == 2
     for path in (first, second):
         path.write_bytes(b"x" * 1000)  # of the same size
-    assert steps.download(listed, target).as_json() == {"given": 2, "done": 1, "skipped": 1, "quarantined": 0}
-    assert first.read_bytes() == b"0" * 1000 and second.read_bytes() == b"x" * 1000  # a size alone can't tell
+    assert steps.download(listed, target).as_json() == {"given": 2, "done": 2, "skipped": 0, "quarantined": 0}
+    assert first.read_bytes() == b"0" * 1000 and second.read_bytes() == b"1" * 1000
     first.write_bytes(b"x" * 1000)
     (tmp_path / "raw" / "0.mp4").unlink()
     assert steps.download(listed, target).as_json() == {"given": 2, "done": 0, "skipped": 1, "quarantined": 1}
@@ -485,3 +485,21 @@ def test_an_empty_store_is_nothing_given(tmp_path):
         )
         assert isinstance(found.exception, UserError) and "nothing given: " in str(found.exception)  # exit status 2
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("base", ["", "memory://changed"])
+def test_a_changed_source_or_a_damaged_result_is_made_anew(base, tmp_path):
+    raw, out = Folder(f"{base or tmp_path}/raw"), Folder(f"{tmp_path}/out")
+
+    def outcome():
+        tally = steps.process(str(raw), str(out), WANTED, workers=1)
+        return tally.done, tally.skipped
+
+    raw.write("a.mp4", video(levels(20)))
+    assert [outcome(), outcome()] == [(1, 0), (0, 1)]
+    (name,) = (name for name in out.sizes() if name.endswith(".mp4"))
+    first = out.read(name)
+    out.write(name, first[:-1] + bytes([first[-1] ^ 1]))
+    assert [outcome(), outcome()] == [(1, 0), (0, 1)] and out.read(name) == first
+    raw.write("a.mp4", video(levels(30)[10:]))
+    assert [outcome(), outcome()] == [(1, 0), (0, 1)] and out.read(name) != first

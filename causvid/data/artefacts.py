@@ -6,10 +6,16 @@ What is fetched is compared in size with the source, and checked by the step tha
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+import os
+import platform
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from causvid.data.folders import Folder, told
+from causvid import progress
+from causvid.data.folders import CHUNK, Folder, told
 from causvid.data.tally import Tally
 from causvid.errors import UserError
 from causvid.registry import did_you_mean
@@ -22,11 +28,15 @@ class Artefact:
     Attributes:
         address: its folder, as fsspec knows it.
         layout: what is in it, and which command reads it.
+        size: of all its files.
+        sha256: of its files, where known.
     """
 
     name: str
     address: str
     layout: str
+    size: str = "size not known"
+    sha256: Mapping[str, str] = field(default_factory=dict)
 
 
 REPOSITORY = "hf://tianweiy/CausVid"
@@ -35,13 +45,15 @@ ARTEFACTS = {
     for each in (
         Artefact(
             "causvid-ode-pairs", f"{REPOSITORY}/mixkit_ode_lmdb",
-            "LMDB of about 25 GB: latents_shape 'n 4 21 16 60 104', latents_N_data fp16, prompts_N_data; "
+            "LMDB: latents_shape 'n 4 21 16 60 104', latents_N_data fp16, prompts_N_data; "
             "'causvid data pack IT OUT --times 1,0.7568,0.5217,0' makes a store of it",
+            "about 25 GB",
         ),
         Artefact(
             "causvid-latents", f"{REPOSITORY}/mixkit_latents_lmdb",
-            "LMDB of about 27 GB: latents_shape 'n 21 16 60 104', latents_N_data fp16, prompts_N_data; "
+            "LMDB: latents_shape 'n 21 16 60 104', latents_N_data fp16, prompts_N_data; "
             "'causvid data pack IT OUT' makes a store of it",
+            "about 27 GB",
         ),
         Artefact(
             "causvid-ode-checkpoint", f"{REPOSITORY}/wan_causal_ode_checkpoint_model_003000",
@@ -73,27 +85,52 @@ def fetch(name: str, target: str) -> Tally:
     """
     if name not in ARTEFACTS:
         raise UserError(f"no released artefact '{name}'{did_you_mean(name, ARTEFACTS)}; known: {', '.join(ARTEFACTS)}")
-    artefact, place = ARTEFACTS[name], Path(target)
+    artefact, place = ARTEFACTS[name], Folder(target)
     try:
         source = Folder(artefact.address)
         sizes = source.sizes()
         if not sizes:
             raise UserError(f"{artefact.address} is not there, or empty")
-        tally = Tally(len(sizes))
+        place.clear_partials()
+        tally, there, unproven = Tally(len(sizes)), place.sizes(), 0
         for file, size in sizes.items():
-            path = place / file
-            if path.is_file() and path.stat().st_size == size:
+            known = artefact.sha256.get(file)
+            if there.get(file) == size and known in (None, _sha256(place, file) if known else None):
+                unproven += known is None
                 tally.skipped += 1
                 continue
-            with told(str(path)):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                partial = path.with_name(f".{path.name}.partial")
-                source.fs.get_file(source.join(file), str(partial))
-                partial.replace(path)
+            _copy(source, place, file)
             tally.done += 1
+        if unproven:
+            progress.say(
+                f"{place}: {unproven} of {len(sizes)} files were there and known by size alone: no digest is known"
+            )
     except UserError as error:
         raise UserError(
             f"{name} can't be fetched: {error}. By hand: copy what {artefact.address} holds to {place}/. "
-            f"It is {artefact.layout}"
+            f"It is {artefact.layout}. Size: {artefact.size}"
         ) from error
     return tally
+
+
+def _sha256(folder: Folder, name: str) -> str:
+    digest = hashlib.sha256()
+    with told(f"{folder}/{name}"), folder.fs.open(folder.join(name), "rb") as stream:
+        while part := stream.read(CHUNK):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def _copy(source: Folder, place: Folder, name: str) -> None:
+    """Copy one file, whole or not at all, without holding it in memory."""
+    with told(f"{place}/{name}"):
+        if place.is_local:
+            path = Path(place.join(name))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.partial")
+            source.fs.get_file(source.join(name), str(partial))
+            partial.replace(path)
+            return
+        with tempfile.TemporaryDirectory() as scratch, source.local(name, Path(scratch)) as path:
+            place.fs.makedirs(place.join(name).rpartition("/")[0], exist_ok=True)
+            place.fs.put_file(str(path), place.join(name))

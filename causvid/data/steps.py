@@ -35,22 +35,33 @@ class Output:
         self.folder = Folder(target)
         self.folder.claim(recipe)
         given.tell()
-        self._there = self.folder.sizes()
+        self._given, self._there = given, self.folder.sizes()
         self.records: dict[str, dict[str, Any]] = {}
         self.tally = Tally(given.count, skipped=given.duplicates)
         for name, reason in given.refused:
             self.tally.put_aside(name, reason)
 
     def record_of(self, clip: Clip) -> dict[str, Any] | None:
-        """The record of a clip that is done already, from the same row, and whose file has the recorded size."""
+        """The record of a clip that is done already, from the same row and the same file, and whose result is whole.
+
+        A result on this machine is compared with its recorded SHA-256, one elsewhere with its size. A source that is
+        gone, or can't be asked, makes no difference.
+        """
         name = f"records/{clip.id}.json"
         if name not in self._there:
             return None
         try:
             record = json.loads(self.folder.read(name))
             same = record["source"] == clip.as_json() and self._there.get(record["path"]) == record["bytes"]
-            return record if same and isinstance(record["sha256"], str) else None
-        except (UserError, ValueError, KeyError, TypeError):
+            if not same or not isinstance(record["sha256"], str):
+                return None
+            if origin(self._given, clip) not in (None, record["origin"]):
+                return None
+            if self.folder.is_local:
+                with Path(self.folder.join(record["path"])).open("rb") as stream:
+                    return record if _sha256(stream) == record["sha256"] else None
+            return record
+        except (UserError, OSError, ValueError, KeyError, TypeError):
             return None
 
     def skip(self, clip: Clip, record: dict[str, Any]) -> None:
@@ -65,9 +76,9 @@ class Output:
             self.skip(clip, record)
         return record is not None
 
-    def put(self, clip: Clip, name: str, sha256: str, size: int) -> None:
-        """Record a clip whose file is written."""
-        record = {"source": clip.as_json(), "path": name, "sha256": sha256, "bytes": size}
+    def put(self, clip: Clip, name: str, sha256: str, size: int, origin: dict[str, str] | None) -> None:
+        """Record a clip whose file is written, and what its source was before it was read."""
+        record = {"source": clip.as_json(), "path": name, "sha256": sha256, "bytes": size, "origin": origin}
         self.folder.write_json(f"records/{clip.id}.json", record)
         self.records[clip.id] = record
         self.tally.done += 1
@@ -88,8 +99,8 @@ class Output:
 def download(source: str, target: str, workers: int = 8, root: str | None = None) -> Tally:
     """Copy every clip of a manifest into a folder.
 
-    A copy that is there already is not fetched again when its SHA-256 is the manifest's; where the manifest gives none,
-    when its size is the recorded one.
+    A copy that is there already is not fetched again while its source is the same, and its SHA-256 the recorded one and
+    the manifest's, where that gives one; in an object store it is known by its size where the manifest gives none.
 
     Args:
         source: a manifest or a folder.
@@ -101,9 +112,13 @@ def download(source: str, target: str, workers: int = 8, root: str | None = None
     given = manifest.read(source, root)
     output = Output(target, {"step": "download"}, given)
 
-    def copy(clip: Clip) -> dict[str, Any] | tuple[str, str, int] | str:
+    def copy(clip: Clip) -> dict[str, Any] | tuple[str, str, int, dict[str, str] | None] | str:
         record = output.record_of(clip)
-        return record if record is not None and _is_sound(output.folder, record, clip) else _fetch(given, clip, output)
+        if record is not None and _is_sound(output.folder, record, clip):
+            return record
+        before = origin(given, clip)
+        found = _fetch(given, clip, output)
+        return found if isinstance(found, str) else (*found, before)
 
     with progress.bar("download", given.count) as show, ThreadPoolExecutor(max(1, workers)) as threads:
         for clip, found in zip(given.clips, threads.map(copy, given.clips), strict=True):
@@ -115,6 +130,23 @@ def download(source: str, target: str, workers: int = 8, root: str | None = None
                 output.put(clip, *found)
             show(output.tally.done + output.tally.skipped + len(output.tally.quarantine))
     return output.finish(given, keep_part=True)
+
+
+def origin(given: Given, clip: Clip) -> dict[str, str] | None:
+    """What tells a clip's file from another at its place, or None where that can't be told.
+
+    Its size, with its time of change on this machine and the tag that an object store gives it elsewhere.
+    """
+    try:
+        folder, name = given.place(clip)
+        if folder.is_local:
+            facts = Path(folder.join(name)).stat()
+            return {"size": str(facts.st_size), "mtime_ns": str(facts.st_mtime_ns)}
+        with told(str(folder)):
+            found = folder.fs.info(folder.join(name))
+    except (UserError, OSError, ValueError):
+        return None
+    return {key.lower(): str(found[key]) for key in ("size", "ETag", "etag", "created") if found.get(key)}
 
 
 def _apart_from(source: str, target: str) -> None:
@@ -182,12 +214,13 @@ def process(
     given = manifest.read(source, root)
     output = Output(target, {"step": "process", **asdict(wanted)}, given)
     todo = [clip for clip in given.clips if not output.finished(clip)]
+    before = {clip.id: origin(given, clip) for clip in todo}
     with progress.bar("process", given.count) as show, tempfile.TemporaryDirectory() as scratch:
         for clip, ok, result in _made(given, todo, wanted, Path(scratch), workers, seconds):
             if ok:
                 name = f"clips/{clip.id}.mp4"
                 output.folder.write(name, result)
-                output.put(clip, name, hashlib.sha256(result).hexdigest(), len(result))
+                output.put(clip, name, hashlib.sha256(result).hexdigest(), len(result), before[clip.id])
             else:
                 output.tally.put_aside(clip.path, result)
             show(output.tally.done + output.tally.skipped + len(output.tally.quarantine))
