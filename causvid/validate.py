@@ -129,7 +129,7 @@ def _group_of(groups: str, value: Any) -> str:
         return groups
     if isinstance(name, str) and ":" in name:
         return names[-1]
-    return next((group for group in names if name in registry.components(group)), names[0])
+    return next((group for group in names if isinstance(name, str) and name in registry.components(group)), names[0])
 
 
 def _component(group: str, value: Any, path: str, errors: list[str]) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import uuid
+
 import pytest
 import torch
 from hypothesis import settings
@@ -32,7 +34,8 @@ def bucket(monkeypatch):
         monkeypatch.setenv(name, value)
     import fsspec
 
-    fsspec.filesystem("s3", skip_instance_cache=True).mkdir("clips")
-    yield "s3://clips"
+    name = f"clips-{uuid.uuid4().hex}"  # the server's memory is this process's, so a name may be taken
+    fsspec.filesystem("s3", skip_instance_cache=True).mkdir(name)
+    yield f"s3://{name}"
     fsspec.filesystem("s3").clear_instance_cache()
     server.stop()

@@ -26,6 +26,9 @@ def start(*command):
     )  # fmt: skip
 
 
+CLIPS = 120  # so many that two processes are killed at work
+
+
 def torchrun(source, target):
     return start("torch.distributed.run", "--standalone", "--nproc-per-node", 2, "-m", "causvid.cli",
                  "data", "encode", source, target, *PARTS, "--json")  # fmt: skip
@@ -34,7 +37,7 @@ def torchrun(source, target):
 @pytest.mark.slow
 def test_two_processes_of_torchrun_share_the_clips_and_go_on_after_a_kill(tmp_path):
     (tmp_path / "raw").mkdir()
-    for number in range(24):
+    for number in range(CLIPS):
         (tmp_path / "raw" / f"{number:02d}.mp4").write_bytes(video(levels(5 + 2 * (number % 3))))
     alone = start("causvid.cli", "data", "encode", tmp_path / "raw", tmp_path / "alone", *PARTS)
     assert alone.wait() == 0
@@ -44,7 +47,7 @@ def test_two_processes_of_torchrun_share_the_clips_and_go_on_after_a_kill(tmp_pa
     os.killpg(killed.pid, signal.SIGKILL)
     killed.communicate()
     before = len(list((tmp_path / "shared").glob("latents/*.safetensors")))
-    assert 3 <= before < 24  # it was killed at work
+    assert 3 <= before < CLIPS  # it was killed at work
     # A clip that the codec does not take, in the share of the first: the other must end its own all the same.
     (tmp_path / "raw" / "00-even.mp4").write_bytes(video(levels(4)))
     (tmp_path / "raw" / "99-cut.mp4").write_bytes(video(levels(5))[:500])
@@ -53,11 +56,12 @@ def test_two_processes_of_torchrun_share_the_clips_and_go_on_after_a_kill(tmp_pa
     assert again.returncode == 1  # torchrun's own status for any that is not 0
     counts = json.loads(out.strip().splitlines()[-1])
     assert counts == {
-        "given": 26, "done": 24 - before, "skipped": before, "quarantined": 2, "output": str(tmp_path / "shared")
+        "given": CLIPS + 2, "done": CLIPS - before, "skipped": before, "quarantined": 2,
+        "output": str(tmp_path / "shared"),
     }  # fmt: skip
     listed = (tmp_path / "shared" / "quarantine.jsonl").read_text().splitlines()
     assert sorted(json.loads(line)["clip"] for line in listed) == ["00-even.mp4", "99-cut.mp4"]
     for name in ("alone", "shared"):
         packing.pack(str(tmp_path / name), str(tmp_path / "stores" / name))
     digests = [Reader(tmp_path / "stores" / name).digest() for name in ("alone", "shared")]
-    assert digests[0] == digests[1] and len(Reader(tmp_path / "stores" / "shared")) == 24
+    assert digests[0] == digests[1] and len(Reader(tmp_path / "stores" / "shared")) == CLIPS

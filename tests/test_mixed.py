@@ -59,7 +59,10 @@ def test_a_second_run_does_nothing(made):
 
 @pytest.mark.parametrize("sizes", ["16", "16x", "16x24,", "x24", "15x24", "99999x2"])
 def test_sizes_are_even_numbers_with_an_x_between(sizes, tmp_path):
-    found = CliRunner().invoke(cli.app, ["data", "process", str(tmp_path), str(tmp_path / "out"), "--also", sizes])
+    (tmp_path / "raw").mkdir()
+    found = CliRunner().invoke(
+        cli.app, ["data", "process", str(tmp_path / "raw"), str(tmp_path / "out"), "--also", sizes]
+    )
     # a comma at the end is harmless: then there is no clip in the folder
     assert ("holds no clips" if sizes.endswith(",") else "also: expected sizes as in" if sizes in ("16", "16x", "x24")
             else "height and width: even") in str(found.exception)  # fmt: skip

@@ -34,7 +34,7 @@ def stay_with_parent(number: int) -> None:
         if parent is not None:
             parent.join()
         while os.getppid() == number:
-            time.sleep(0.2)
+            time.sleep(0.05)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
