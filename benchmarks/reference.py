@@ -23,6 +23,7 @@ from causvid.eval.statistics import over_seeds
 from causvid.spec import Spec
 
 SEEDS = (0, 1, 2)
+KEPT = ("student.", "rollout_first.", "rollout_last.", "teacher.", "real.", "timings.")  # of every seed
 ONCE = (0,)  # arms that are reported, but from which no claim is drawn
 SHOWN = ("ok", "shape", "direction", "fidelity", "contrast", "trajectory", "ok_first_tenth", "ok_last_tenth")
 MAIN = {
@@ -72,7 +73,10 @@ def write(which: str, root: Path, out: Path) -> None:
             if seed == SEEDS[0]:
                 logged = {each.name: store.folder(each) / "curves.jsonl" for each in before}
                 healthy[name] = {stage: curves(path, 50) for stage, path in logged.items() if path.is_file()}
-            found.setdefault(name, {})[seed] = json.loads((store.folder(node) / "metrics.json").read_text())
+            sampled = next(each for each in before if each.name == "sample")
+            timings = json.loads((store.folder(sampled) / "timings.json").read_text())
+            metrics = json.loads((store.folder(node) / "metrics.json").read_text())
+            found.setdefault(name, {})[seed] = metrics | {f"timings.{key}": value for key, value in timings.items()}
         else:
             missing.append(f"{name}, seed {seed}")
     (out / f"{which}_curves.json").write_text(json.dumps(healthy, sort_keys=True) + "\n")
@@ -90,25 +94,29 @@ def write(which: str, root: Path, out: Path) -> None:
 def summary(by_seed: dict[int, dict[str, float]]) -> dict:
     """Means over seeds with 95% t-intervals, of the student and of what it is compared with."""
 
-    def over(key: str) -> list[float] | None:
+    def over(key: str) -> list[float | None] | None:
         values = [metrics[key] for metrics in by_seed.values() if key in metrics]
-        return list(over_seeds(values)) if values else None
+        return [None if v != v else v for v in over_seeds(values)] if values else None  # one seed has no interval
 
     reference = ("teacher", "untrained", "ode_init", "teacher_4", "teacher_8", "teacher_16")
     shares = [metrics["student.ok"] / max(metrics["teacher.ok"], 1e-9) for metrics in by_seed.values()]
     return {
         "seeds": len(by_seed),
+        "by_seed": {
+            seed: {key: value for key, value in metrics.items() if key.startswith(KEPT) and key.count(".") == 1}
+            for seed, metrics in by_seed.items()
+        },
         "student": {key: over(f"student.{key}") for key in SHOWN},
-        "share": list(over_seeds(shares)),
+        "share": [None if v != v else v for v in over_seeds(shares)],
         **{name: {key: over(f"{name}.{key}") for key in SHOWN[:6]} for name in reference},
     }
 
 
-def _cell(value: list[float] | None) -> str:
+def _cell(value: list[float | None] | None) -> str:
     if value is None:
         return "-"
     mean, low, high = value
-    return f"{mean:.3f}" if low != low else f"{mean:.3f} [{low:.3f}, {high:.3f}]"
+    return f"{mean:.3f}" if low is None else f"{mean:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def main() -> None:
