@@ -96,7 +96,7 @@ def summary(by_seed: dict[int, dict[str, float]]) -> dict:
 
     def over(key: str) -> list[float | None] | None:
         values = [metrics[key] for metrics in by_seed.values() if key in metrics]
-        return [None if v != v else v for v in over_seeds(values)] if values else None  # one seed has no interval
+        return _interval(values) if values else None
 
     reference = ("teacher", "untrained", "ode_init", "teacher_4", "teacher_8", "teacher_16")
     shares = [metrics["student.ok"] / max(metrics["teacher.ok"], 1e-9) for metrics in by_seed.values()]
@@ -107,9 +107,14 @@ def summary(by_seed: dict[int, dict[str, float]]) -> dict:
             for seed, metrics in by_seed.items()
         },
         "student": {key: over(f"student.{key}") for key in SHOWN},
-        "share": [None if v != v else v for v in over_seeds(shares)],
+        "share": _interval(shares),
         **{name: {key: over(f"{name}.{key}") for key in SHOWN[:6]} for name in reference},
     }
+
+
+def _interval(values: list[float]) -> list[float | None]:
+    """(mean, low, high); one seed has no interval."""
+    return [None if value != value else value for value in over_seeds(values)]
 
 
 def _cell(value: list[float | None] | None) -> str:

@@ -31,7 +31,7 @@ def check(spec: Spec) -> None:
     world = build.World(spec)
     players = _check_losses(spec)
     _check_networks(spec, world, players)
-    _check_sampling(spec)
+    _check_sampling(spec, world)
     _check_sharing(spec)
     group = getattr(world.dataset, "group", 0)
     for path in ("teacher_training.batch", "ode_pairs.batch", "distill.batch"):
@@ -170,7 +170,7 @@ def _check_sharing(spec: Spec) -> None:
         raise UserError("loss: a GAN's r1 penalty differentiates twice, which sharded weights do not allow; set r1: 0")
 
 
-def _check_sampling(spec: Spec) -> None:
+def _check_sampling(spec: Spec, world: build.World) -> None:
     """The student's input and sampler and the teacher's sampler are what this student and the stages can use."""
     sampling, few = spec["teacher_sampling"]["name"], spec["student.sampler"]["name"]
     causal = build.student_rule(spec).causal
@@ -182,7 +182,7 @@ def _check_sampling(spec: Spec) -> None:
     if causal and not hasattr(sampler, "stream"):
         raise UserError(f"student.sampler: '{few}' does not stream, as a causal student must")
     if causal:
-        build.stream_cache(spec["student.cache"], build.causal_rule(spec), build.World(spec).latent_shape[0])
+        build.stream_cache(spec["student.cache"], build.causal_rule(spec), world.latent_shape[0])
     elif spec["student.cache"]["name"] != "trained":
         raise UserError("student.cache: for causal students only; this one sees everything at once")
     if hasattr(sampler, "stream") and not causal:

@@ -159,6 +159,8 @@ def _is_sound(folder: Folder, record: dict[str, Any], clip: Clip) -> bool:
     """Whether a copy that is there already is the file that the manifest means, as far as the manifest tells."""
     if clip.sha256 is None:
         return True
+    if folder.is_local:  # its bytes have been compared with the record's already
+        return clip.sha256 == record["sha256"]
     try:
         with told(str(folder)), folder.fs.open(folder.join(record["path"]), "rb") as stream:
             return _sha256(stream) == clip.sha256 == record["sha256"]
