@@ -52,6 +52,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "dimension": ("causvid.eval.dimensions", "causvid.eval.exact", "causvid.eval.proxies"),
     "optimizer": ("causvid.optimizers",),
     "logger": ("causvid.training",),
+    "monitor": ("causvid.stages.monitor",),
     "stage": (
         "causvid.stages.teacher",
         "causvid.stages.ode_pairs",

@@ -153,7 +153,7 @@ class Runtime:
     ``gpus``, ``memory`` of each ("24GB"): what 'causvid plan' plans for; ``gpus`` 0 are as many as processes run (one
     without torchrun), and a run of other than ``gpus`` processes is refused. ``weights``: the folder of Wan2.1;
     ``teacher``: its transformer, where that lies elsewhere; ``real_score``: another network for the real score. The
-    digests of what is read are in the hash.
+    digests of what is read are in the hash. ``monitor``: what judges a network while it trains.
     """
 
     threads: int = number(0, least=0, most=1024)
@@ -164,6 +164,7 @@ class Runtime:
     teacher: str | None = None
     real_score: str | None = None
     loggers: Sequence[Any] = component("logger", ("jsonl",))
+    monitor: Any = component("monitor", None)
     checkpoint_seconds: float = number(30.0, least=0)
 
 

@@ -267,9 +267,12 @@ class Session:
         self._loggers: list[Logger] = [
             build.construct(logger, folder=context.folder, start=self.start) for logger in wanted if ranks.first()
         ]
+        self._monitor = (
+            build.construct(runtime["monitor"], context=context, total=total) if runtime["monitor"] else None
+        )
 
     def after(self, step: int, output: LossOutput, **numbers: float) -> None:
-        """Log a finished step; write a checkpoint when one is due.
+        """Log a finished step, and what the monitor finds; write a checkpoint when one is due.
 
         Raises:
             UserError: the loss is not finite.
@@ -286,6 +289,8 @@ class Session:
                 f"the loss is {values['loss']} at step {step}; lower the learning rate or clip gradients "
                 f"(curves: {self._context.folder / 'curves.jsonl'})"
             )
+        if self._monitor:
+            values |= self._monitor(step, self.players["student"].final)
         for logger in self._loggers:
             logger.log(step, values)
         self._show(step + 1, f"loss {values['loss']:.4f}")

@@ -27,6 +27,7 @@ SUPPLIED: dict[str, tuple[str, ...]] = {
     "discriminator": ("dim", "layers"),
     "optimizer": ("model",),
     "logger": ("folder", "start"),
+    "monitor": ("context", "total"),
     "student_input": ("context_t",),
 }
 SAMPLER_SUPPLIED = ("times",)

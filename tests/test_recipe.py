@@ -56,6 +56,25 @@ def test_a_second_run_does_nothing(first, folder):
     assert again.executed == [] and again.metrics == first.metrics and files() == before
 
 
+def test_a_monitor_judges_what_trains_and_changes_no_weight(first, folder, tmp_path):
+    """Its last judgement is that of the run's end; the teacher is sampled as a teacher."""
+    watched = experiment.run(toy_spec(folder), ["runtime.monitor={name: held_out, times: 2}"], tmp_path / "runs")
+    assert sorted(watched.executed) == sorted(ALL)
+    for stage, role, steps in (("teacher", "teacher", (0, 1, 3)), ("ode_init", "ode_init", (0, 1, 3)),
+                               ("distill", "student", (0, 1, 2))):  # fmt: skip
+        plain, seen = first.folders[stage], watched.folders[stage]
+        assert plain.name == seen.name
+        assert (plain / "weights.safetensors").read_bytes() == (seen / "weights.safetensors").read_bytes()
+        rows = [json.loads(line) for line in (seen / "curves.jsonl").read_text().splitlines()]
+        judged = {row["step"]: row for row in rows if "held_out.ok" in row}
+        assert tuple(judged) == steps
+        assert judged[0]["held_out.fidelity"] != judged[steps[-1]]["held_out.fidelity"]
+        for name in ("ok", "fidelity", "contrast"):
+            assert judged[steps[-1]][f"held_out.{name}"] == pytest.approx(first.metrics[f"{role}.{name}"], abs=1e-4)
+    page = watched.report.read_text()
+    assert page.count("Held-out captions") == 2 * 3 and "Held-out captions" not in first.report.read_text()
+
+
 def test_a_student_streams_under_its_cache_policy_as_one_whose_mask_that_is(first, folder):
     """The stream under another rule is that of a network with this rule as its mask."""
     toy = toy_spec(folder)
@@ -305,3 +324,29 @@ def test_kill_nine_at_any_moment_changes_nothing(first, folder, tmp_path):
             if (wanted / name).exists():
                 assert (ours / name).read_bytes() == (wanted / name).read_bytes(), f"{node.name}/{name}"
     assert json.loads((Path(ours) / "DONE").read_text())["stage"] == "report"
+
+
+@pytest.mark.slow
+def test_two_processes_judge_what_one_does(folder, tmp_path):
+    name = toy_spec(folder)
+    change = ["until=distill", "runtime.monitor=held_out"]
+    one = experiment.run(name, change, tmp_path / "one")
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "causvid.cli",
+    ]
+    subprocess.run([*command, "run", name, *change, "--runs", str(tmp_path / "two")], check=True, timeout=600,
+                   env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True)  # fmt: skip
+    for stage in ("teacher", "ode_init", "distill"):
+        curves = [tmp_path / count / stage / one.folders[stage].name / "curves.jsonl" for count in ("one", "two")]
+        rows, others = ([json.loads(line) for line in path.read_text().splitlines()] for path in curves)
+        assert [set(row) for row in rows] == [set(row) for row in others]
+        for row, other in zip(rows, others, strict=True):
+            seen = {key for key in row if key == "loss" or key.startswith("held_out.")}
+            assert [row[key] for key in seen] == pytest.approx([other[key] for key in seen], rel=1e-3, abs=1e-4)

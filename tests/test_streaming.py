@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from causvid import registry
-from causvid.attention.kernels import Blockwise, Sdpa
+from causvid.attention.kernels import Sdpa
 from causvid.attention.masks import Bidirectional, BlockCausal, SinkWindow, SlidingWindow
 from causvid.attention.positions import Absolute, WindowRelative
 from causvid.models.dit import VideoDiT
@@ -90,35 +90,34 @@ def test_inference_equals_the_teacher_forcing_pass(rule, position, kernel, dtype
         cache = model(clean[:, part], torch.zeros_like(t[:, part]), text, cache=cache, commit=True).cache
 
 
-SIZES = [(3, 5), (8, 4), (1, 1), (7, 9)]  # tokens of 8 frames: 120, 256 (a multiple of 128), 8, 504
+SIZES = [(3, 5), (8, 4), (1, 1)]  # tokens of 8 frames: 120, 256 (a multiple of 128), 8
 
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
-@pytest.mark.parametrize("rule", [BlockCausal(3), SlidingWindow(3, 1, 4), SinkWindow(2, None, 4, 2)])
+@pytest.mark.parametrize(("rule", "position", "kernel"), combinations)
 @torch.no_grad()
-def test_the_properties_hold_on_any_grid(rule, height, width):
+def test_the_properties_hold_on_any_grid(rule, position, kernel, height, width):
     """A and B and no influence of the future, where rows and columns are odd, alone, or a multiple of 128 tokens."""
-    for position, kernel in ((Absolute(), Sdpa()), (WindowRelative(), Blockwise())):
-        model, x, t, text = make(rule, position, kernel, height=height, width=width)
-        masked = model(x, t, text).prediction
-        torch.testing.assert_close(masked, stream(model, x, t, text)[0], atol=1e-10, rtol=0)
-        clean = torch.randn_like(x)
-        forced, cache = model(x, t, text, context=clean).prediction, model.new_cache()
-        for start, stop in rule.blocks(FRAMES):
-            part = slice(start, stop)
-            out = model(x[:, part], t[:, part], text, cache=cache)
-            torch.testing.assert_close(forced[:, part], out.prediction, atol=1e-10, rtol=0)
-            cache = model(clean[:, part], torch.zeros_like(t[:, part]), text, cache=cache, commit=True).cache
-        last = rule.blocks(FRAMES)[-1][0]
-        changed = torch.cat([x[:, :last], torch.randn_like(x[:, last:])], 1)
-        assert torch.equal(masked[:, :last], model(changed, t, text).prediction[:, :last])
+    model, x, t, text = make(rule, position, kernel, height=height, width=width)
+    masked = model(x, t, text).prediction
+    torch.testing.assert_close(masked, stream(model, x, t, text)[0], atol=1e-10, rtol=0)
+    clean = torch.randn_like(x)
+    forced, cache = model(x, t, text, context=clean).prediction, model.new_cache()
+    for start, stop in rule.blocks(FRAMES):
+        part = slice(start, stop)
+        out = model(x[:, part], t[:, part], text, cache=cache)
+        torch.testing.assert_close(forced[:, part], out.prediction, atol=1e-10, rtol=0)
+        cache = model(clean[:, part], torch.zeros_like(t[:, part]), text, cache=cache, commit=True).cache
+    last = rule.blocks(FRAMES)[-1][0]
+    changed = torch.cat([x[:, :last], torch.randn_like(x[:, last:])], 1)
+    assert torch.equal(masked[:, :last], model(changed, t, text).prediction[:, :last])
 
 
-@pytest.mark.parametrize("rule", list(itertools.chain.from_iterable(RULES.values())), ids=str)
+@pytest.mark.parametrize(("rule", "position", "kernel"), combinations)
 @torch.no_grad()
-def test_diffusion_forcing_is_neither_unless_the_context_is_clean(rule):
+def test_diffusion_forcing_is_neither_unless_the_context_is_clean(rule, position, kernel):
     """Property C: block i agrees with inference only where every block it sees stands at t = 0."""
-    model, x, t, text = make(rule)
+    model, x, t, text = make(rule, position, kernel)
     clean = torch.randn_like(x)
     noisy_context, forced = model(x, t, text).prediction, model(x, t, text, context=clean).prediction
     second, last = rule.blocks(FRAMES)[1][0], rule.blocks(FRAMES)[-1][0]

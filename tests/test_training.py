@@ -24,7 +24,7 @@ from causvid.types import LossOutput
 from causvid.validate import Bound
 
 OPTIONS = {"warmup": 0, "decay": "constant", "ema": 0.0, "gradient_clip": 0.0, "activation_checkpointing": False}
-QUIET = {"runtime": {"loggers": [Bound("logger", {"name": "jsonl"})], "checkpoint_seconds": 1e9}}
+QUIET = {"runtime": {"loggers": [Bound("logger", {"name": "jsonl"})], "checkpoint_seconds": 1e9, "monitor": None}}
 
 
 def adamw(**options):

@@ -43,6 +43,17 @@ AXES = {
     "fake_score_loss": ("denoising loss", "On the student's samples, at the last update of each turn."),
     "discriminator_loss": ("loss", "At the last update of each turn."),
 }
+# The chart of each measure that a monitor logs as ``held_out.MEASURE``; the others stay in the file of curves.
+HELD_OUT = {
+    **dict.fromkeys(("ok", "colour", "shape", "direction"), "held-out captions"),
+    "fidelity": "held-out fidelity",
+    "contrast": "held-out contrast",
+}
+AXES |= {
+    "held-out captions": ("share", "Of a few held-out captions, sampled as at the end."),
+    "held-out fidelity": ("dB", ""),
+    "held-out contrast": ("1 is sharp", ""),
+}
 DMD_LOSS = "For DMD half the mean square of its gradient: no distance to a goal, so it need not fall."
 
 
@@ -179,9 +190,17 @@ def training_charts(stage: str, training: Training) -> list[charts.Chart]:
                 continue
             banded = re.fullmatch(r"(.+)_(t\d+\.\d+)", key)
             name, label = (banded[1], banded[2].replace("t", "t ", 1)) if banded else (key, key)
+            judged = key.removeprefix("held_out.")
+            if judged != key:
+                if judged not in HELD_OUT:
+                    continue
+                name, label = HELD_OUT[judged], judged
             grouped.setdefault(name, {}).setdefault(label, []).append((float(row["step"]), float(value)))
     grouped = {name: dict(sorted(series.items())) for name, series in grouped.items()}
-    order = sorted(grouped, key=lambda name: (name != "loss", not name.endswith("loss"), "gradient_norm" in name))
+    order = sorted(
+        grouped,
+        key=lambda name: (name != "loss", "held-out" in name, not name.endswith("loss"), "gradient_norm" in name),
+    )
     drawn = []
     for name in order:
         title = "student loss" if stage == "distill" and name == "loss" else name.replace("_", " ")

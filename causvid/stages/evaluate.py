@@ -7,6 +7,7 @@ Suites that ``eval`` names are judged from their files: ``SUITE/results.json`` w
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +59,8 @@ class Evaluate:
     def run(self, context: Context) -> None:
         spec = context.spec
         world = build.World(spec)
-        metrics = [build.construct(metric) for metric in metrics_of(spec)]
         pixels, captions = world.pixels(range(spec["evaluation.samples"]), SPLIT)
-        metrics = [m.knowing(pixels, captions) if hasattr(m, "knowing") else m for m in metrics]
+        metrics = judges_of(metrics_of(spec), pixels, captions)
         arms: dict[str, Tensor] = {"real": pixels, **read_arms(context)}
         numbers: dict[str, float] = {}
         scores: dict[str, dict[str, list[float]]] = {}
@@ -96,6 +96,12 @@ class Evaluate:
         )
         weights.write_json(context.folder / "metrics.json", numbers)
         tracking.log(context, numbers, captions, scores, judged)
+
+
+def judges_of(metrics: Sequence[Any], pixels: Tensor, captions: Sequence[str]) -> list[Any]:
+    """Metrics from their options, told of the real videos of the captions where they ask for them."""
+    made = [build.construct(metric) for metric in metrics]
+    return [m.knowing(pixels, captions) if hasattr(m, "knowing") else m for m in made]
 
 
 def judge(context: Context, suite: Suite, world: build.World, metrics: list[Any]) -> dict[str, Any]:

@@ -169,8 +169,13 @@ def student_clips(context: Context, world: build.World, name: str, source: str, 
 
 def load_student(spec: Spec, world: build.World, folder: Path) -> Student:
     """The student with the weights in a stage's folder."""
+    network = build.load_network(spec, world, build.student_rule(spec), folder / "weights.safetensors")
+    return student_with(spec, world, network)
+
+
+def student_with(spec: Spec, world: build.World, network: Any) -> Student:
+    """A network, sampled as the spec samples its student."""
     mask = build.student_rule(spec)
-    network = build.load_network(spec, world, mask, folder / "weights.safetensors")
     sampler = build.construct(spec["student.sampler"], times=build.student_times(spec))
     cache = partial(build.stream_cache, spec["student.cache"], mask, world.latent_shape[0])
     return Student(network, sampler, spec["student.causal"], cache)
@@ -196,13 +201,18 @@ def collect(
         parts = []
         for start in range(0, count, batch):
             samples = range(start, min(start + batch, count))
-            _, text, free = world.batch(samples, SPLIT)
-            # Evaluation noise does not depend on the training seed: arms of an ablation are paired.
-            latents = clips(text, free, Draw(0, "evaluation", 0, samples, world.device))
-            parts.append(to_bytes(world.codec.decode(latents)).cpu())
+            parts.append(held_out(world, samples, clips))
             show(start + len(samples))
         weights.write_tensors(path, {"videos": torch.cat(parts)})
     show(count)
+
+
+def held_out(world: build.World, samples: Sequence[int], clips: Callable[[Text, Text, Draw], Tensor]) -> Tensor:
+    """Videos of held-out captions, uint8 ``b f c h w``."""
+    _, text, free = world.batch(samples, SPLIT)
+    # Evaluation noise does not depend on the training seed: arms of an ablation are paired.
+    latents = clips(text, free, Draw(0, "evaluation", 0, samples, world.device))
+    return to_bytes(world.codec.decode(latents)).cpu()
 
 
 def long_rollouts(context: Context, world: build.World, student: Student) -> None:
