@@ -151,6 +151,10 @@ def report(spec: SpecArgument, overrides: Overrides = None, runs: RunsOption = D
 app.add_typer(cli_data.app, name="data")
 
 
+# Commands that keep what they have done; what the others had begun is gone.
+GOES_ON = ("run", "sweep", "data", "eval")
+
+
 class Stopped(BaseException):
     """SIGINT or SIGTERM. Not a KeyboardInterrupt, which the command-line library would turn into status 1."""
 
@@ -164,7 +168,9 @@ def main(arguments: list[str] | None = None) -> None:
     except UserError as error:
         _end(2, str(error))
     except Stopped:
-        _end(75, "stopped; the same command goes on from the last checkpoint")
+        command = next(iter(sys.argv[1:] if arguments is None else arguments), "")
+        how = "goes on from what is done" if command in GOES_ON else "does it again"
+        _end(75, f"stopped; the same command {how}")
     except OSError as error:
         _end(2, f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
 

@@ -75,6 +75,12 @@ def test_help_has_examples_and_imports_no_torch():
     assert found.stdout.rstrip().endswith("False") and "causvid run tiny/causvid" in found.stdout
 
 
+def test_who_stops_a_command_that_keeps_nothing_is_told_so(capsys, monkeypatch):
+    monkeypatch.setattr("causvid.generation.generate", lambda *_: signal.raise_signal(signal.SIGTERM))
+    status, out, err = call(capsys, "generate", "a red circle moves left")
+    assert (status, out) == (75, "") and "does it again" in err
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_run_ends_with_75_and_goes_on(number, tmp_path):
     command = [
