@@ -121,7 +121,7 @@ def test_the_page_is_whole_and_self_contained():
     assert page.count("h1") == 1
     for text in ("tiny/test", "A test.", "0.900", "100×", "0.910 → 0.890", "student.steps", "torch 2", "unknown"):
         assert text in page.words
-    assert "8.0× against 4 steps" in page.words  # all arms are alike here, so 4 steps are equal to 50
+    assert "8.0× against 4 steps" in page.words  # all arms are alike here, so 4 steps are as good as the student
     assert "✓ colour" in page.words and "✗ shape" in page.words
     assert {"videos", "metrics", "latency", "training", "stages", "spec", "provenance"} <= {
         attributes.get("id") for _, attributes in page.tags
@@ -173,7 +173,7 @@ def test_absent_arms_rollouts_and_curves_are_left_out():
 
 
 def judged(ok_high=0.97, fidelity=34.5, contrast=0.93, count=8):
-    full = {"teacher_50.ok": 0.97, "teacher_50.fidelity": 35.0, "teacher_50.contrast": 0.95}
+    full = {"student.ok": 0.97, "student.fidelity": 35.0, "student.contrast": 0.95}
     cut = {"ok.high": ok_high, "fidelity": fidelity, "contrast": contrast}
     return full | {f"teacher_{count}.{key}": value for key, value in cut.items() if value is not None}
 
@@ -196,7 +196,7 @@ def judged(ok_high=0.97, fidelity=34.5, contrast=0.93, count=8):
         ({"ok_high": 0.5, "fidelity": 20.0, "contrast": 0.1}, ["ok", "fidelity", "contrast"]),
     ],
 )
-def test_equal_quality(changes, reasons):
+def test_as_good_as_the_student(changes, reasons):
     (verdict,) = verdicts(judged(**changes), 50, [8])
     assert verdict.steps == 8
     assert verdict.equal == (not reasons)
@@ -210,7 +210,7 @@ def test_fewest_steps_of_equal_quality():
     assert [(v.steps, v.equal) for v in found] == [(4, False), (8, True), (16, True)]
     assert fewest_equal(found, 50) == 8
     assert fewest_equal(verdicts(judged(ok_high=0.1), 50, [8]), 50) == 50
-    assert verdicts({"teacher_50.fidelity": 1.0}, 50, [8]) == []
+    assert verdicts({"student.fidelity": 1.0}, 50, [8]) == []
 
 
 def test_latency_is_told_against_each_number_of_steps():
@@ -221,7 +221,7 @@ def test_latency_is_told_against_each_number_of_steps():
         ("teacher, 16 steps", "640 ms", "640 ms", "32.0×", "8.0×"),
         ("teacher, 4 steps", "160 ms", "160 ms", "8.0×", "2.0×"),
     ]
-    assert [r["quality"] for r in rows] == ["", "the reference", "equal", "equal, and the fewest steps that are"]
+    assert [r["quality"] for r in rows] == ["", "", "as good", "as good, and the fewest steps that are"]
 
 
 def test_arms_and_tables():

@@ -141,7 +141,7 @@ def headline(findings: Findings, equal: int | None) -> list[dict[str, str]]:
     for key, what in (("latency", "to the first frames"), ("throughput", "whole clips")):
         value, other = t.get(f"{key}_ratio"), t.get(f"{key}_ratio_vs_{equal}")
         detail = f"{what}, against the {full}-step teacher"
-        detail += f"; {ratio(other)} against {equal} steps, its fewest of equal quality" if other is not None else ""
+        detail += f"; {ratio(other)} against {equal} steps, its fewest that are as good as the student" if other is not None else ""
         tiles.append((f"{key.capitalize()} ratio", ratio(value), detail, value))
     first, last = m.get("student.ok_first_tenth"), m.get("student.ok_last_tenth")
     value = f"{digits(first, 3)} → {digits(last, 3)}"
@@ -166,7 +166,7 @@ def latency(findings: Findings, judged: Sequence[Verdict], equal: int | None) ->
         if faster is None:
             continue
         found = verdict.get(steps)
-        quality = "the reference" if steps == full else "" if found is None else _said(found, equal)
+        quality = "" if found is None else _said(found, equal)
         took = seconds(t["teacher_s"] if steps == full and t.get("teacher_s") is not None else clip * faster)
         rows.append({
             "label": f"teacher, {steps} steps", "kind": "equal" if steps == equal != full else "other", "first": took,
@@ -178,7 +178,7 @@ def latency(findings: Findings, judged: Sequence[Verdict], equal: int | None) ->
 def _said(verdict: Verdict, equal: int | None) -> str:
     if not verdict.equal:
         return "; ".join(verdict.reasons)
-    return "equal, and the fewest steps that are" if verdict.steps == equal else "equal"
+    return "as good, and the fewest steps that are" if verdict.steps == equal else "as good"
 
 
 def training_charts(stage: str, training: Training) -> list[charts.Chart]:

@@ -79,7 +79,7 @@ FREE = ("size", "ground", "start_x", "start_y")  # judged as gaps over the set; 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether the teacher at fewer steps is as good as at all of them, and if not, why."""
+    """Whether the teacher at fewer steps is as good as the student, and if not, why."""
 
     steps: int
     equal: bool
@@ -87,23 +87,23 @@ class Verdict:
 
 
 def verdicts(metrics: Metrics, full: int, counts: Sequence[int]) -> list[Verdict]:
-    """Compare the teacher at each of ``counts`` steps with the teacher at ``full`` steps, fewest first.
+    """Compare the teacher at each of ``counts`` steps below ``full`` with the student, fewest first.
 
-    Equal: the 95% interval of ``ok`` reaches the full teacher's mean, fidelity is at most FIDELITY_TOLERANCE below the
-    full teacher's, and contrast is at most CONTRAST_TOLERANCE further from 1. A measure that either lacks is not asked;
-    without ``ok`` nothing can be said.
+    Equal: the 95% interval of the teacher's ``ok`` reaches the student's mean, its fidelity is at most
+    FIDELITY_TOLERANCE below the student's, and its contrast is at most CONTRAST_TOLERANCE further from 1. A measure that
+    either lacks is not asked; without ``ok`` nothing can be said.
     """
     out = []
     for steps in sorted({count for count in counts if count < full}):
-        wanted, top = metrics.get(f"teacher_{full}.ok"), metrics.get(f"teacher_{steps}.ok.high")
+        wanted, top = metrics.get("student.ok"), metrics.get(f"teacher_{steps}.ok.high")
         if wanted is None or top is None:
             continue
         # An interval that ends at 1 may do so but for the last bit.
         reasons = [] if top >= wanted - 1e-9 else [f"ok is at most {top:.3f}, against {wanted:.3f}"]
-        best, here = (metrics.get(f"teacher_{n}.fidelity") for n in (full, steps))
+        best, here = (metrics.get(f"{arm}.fidelity") for arm in ("student", f"teacher_{steps}"))
         if best is not None and here is not None and here < best - FIDELITY_TOLERANCE:
             reasons.append(f"fidelity is {best - here:.1f} dB lower")
-        best, here = (metrics.get(f"teacher_{n}.contrast") for n in (full, steps))
+        best, here = (metrics.get(f"{arm}.contrast") for arm in ("student", f"teacher_{steps}"))
         if best is not None and here is not None and abs(here - 1) > abs(best - 1) + CONTRAST_TOLERANCE:
             reasons.append(f"contrast is {here:.2f}, against {best:.2f}")
         out.append(Verdict(steps, not reasons, tuple(reasons)))
@@ -111,7 +111,7 @@ def verdicts(metrics: Metrics, full: int, counts: Sequence[int]) -> list[Verdict
 
 
 def fewest_equal(judged: Sequence[Verdict], full: int) -> int:
-    """Fewest teacher steps of equal quality; ``full`` itself where no smaller count is equal."""
+    """Fewest teacher steps that are as good as the student; ``full`` where no smaller count is."""
     return min([verdict.steps for verdict in judged if verdict.equal], default=full)
 
 
