@@ -350,3 +350,4 @@ def test_two_processes_judge_what_one_does(folder, tmp_path):
         for row, other in zip(rows, others, strict=True):
             seen = {key for key in row if key == "loss" or key.startswith("held_out.")}
             assert [row[key] for key in seen] == pytest.approx([other[key] for key in seen], rel=1e-3, abs=1e-4)
+            assert all((row[key] == row[key]) == (other[key] == other[key]) for key in row)  # known in both, or in none
