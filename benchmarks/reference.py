@@ -46,11 +46,16 @@ def arms(which: str) -> list[tuple[str, int, Spec]]:
             for _, arm in experiment.arms_of(TABLE, ["runtime.threads=1"])
         ]
     return [
-        (name, seed, spec.load(base, [*changes, f"seed={seed}", "runtime.threads=1"]))
+        (name, seed, spec.load(base, [*changes, f"seed={seed}", "runtime.threads=1", *monitor(seed)]))
         for seed in SEEDS
         for name, (base, changes, seeds) in MAIN.items()
         if seed in seeds
     ]
+
+
+def monitor(seed: int) -> list[str]:
+    """Of the first seed the curves are kept, those of the metrics included."""
+    return ["runtime.monitor=held_out"] if seed == SEEDS[0] else []
 
 
 def run(which: str, root: Path, shard: int, shards: int) -> None:

@@ -12,24 +12,33 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from causvid import experiment, runs, spec, weights
 from causvid.errors import UserError
+from causvid.eval.report import HELD_OUT
 
 MOST_BYTES = 8_000_000
 
 
-def curves(path: Path, points: int = 100) -> dict[str, list[float]]:
-    """Each logged number averaged over ``points`` equal parts of the run; ``step`` is the last of each part."""
+def curves(path: Path, points: int = 100) -> dict[str, Any]:
+    """Each logged number averaged over ``points`` equal parts of the run; ``step`` is the last of each part.
+
+    What a monitor judged stands under ``held_out``, with steps of its own.
+    """
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     parts = [rows[len(rows) * i // points : len(rows) * (i + 1) // points] for i in range(points)]
     parts = [part for part in parts if part]
-    out: dict[str, list[float]] = {"step": [part[-1]["step"] for part in parts]}
-    for name in sorted({key for row in rows for key in row} - {"step"}):
+    out: dict[str, Any] = {"step": [part[-1]["step"] for part in parts]}
+    for name in sorted({key for row in rows for key in row if not key.startswith("held_out.")} - {"step"}):
         known = [[row[name] for row in part if name in row and row[name] == row[name]] for part in parts]
         out[name] = [round(sum(values) / len(values), 6) if values else float("nan") for values in known]
+    judged = [row for row in rows if any(key.startswith("held_out.") for key in row)]
+    if judged:
+        shown = {name: [round(row[f"held_out.{name}"], 4) for row in judged] for name in HELD_OUT}
+        out["held_out"] = {"step": [row["step"] for row in judged], **shown}
     return out
 
 
