@@ -14,7 +14,7 @@ ode_pairs: {count: 4, steps: 12, batch: 2}
 ode_init: {iterations: 4, batch: 2, optimizer: adamw, decay: constant}
 distill: {iterations: 3, batch: 2, critic_updates: 2, optimizer: adamw, critic_optimizer: adamw, decay: constant}
 evaluation: {samples: 3, teacher_steps: [2], rollout_samples: 2, rollout_factor: 10, batch: 2}
-runtime: {threads: 1, checkpoint_seconds: 0.0}
+runtime: {threads: 1, checkpoint_seconds: 0.0, monitor: null}
 """
 
 

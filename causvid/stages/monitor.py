@@ -22,7 +22,7 @@ class HeldOut:
     """Samples the network as it is judged at the end, and logs the mean of every metric as ``held_out.NAME``.
 
     The teacher is sampled by ``teacher_sampling``, a student by its few steps. Nothing that trains is touched: weights
-    come out the same with a monitor and without.
+    come out the same with a monitor and without. 'causvid plan' does not count it.
 
     Args:
         times: how often, evenly, beside the first step.
