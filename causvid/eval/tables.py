@@ -90,8 +90,8 @@ def verdicts(metrics: Metrics, full: int, counts: Sequence[int]) -> list[Verdict
     """Compare the teacher at each of ``counts`` steps below ``full`` with the student, fewest first.
 
     Equal: the 95% interval of the teacher's ``ok`` reaches the student's mean, its fidelity is at most
-    FIDELITY_TOLERANCE below the student's, and its contrast is at most CONTRAST_TOLERANCE further from 1. A measure that
-    either lacks is not asked; without ``ok`` nothing can be said.
+    FIDELITY_TOLERANCE below the student's, and its contrast is at most CONTRAST_TOLERANCE further from 1. A measure
+    that either lacks is not asked; without ``ok`` nothing can be said.
     """
     out = []
     for steps in sorted({count for count in counts if count < full}):
