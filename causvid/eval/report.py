@@ -141,7 +141,8 @@ def headline(findings: Findings, equal: int | None) -> list[dict[str, str]]:
     for key, what in (("latency", "to the first frames"), ("throughput", "whole clips")):
         value, other = t.get(f"{key}_ratio"), t.get(f"{key}_ratio_vs_{equal}")
         detail = f"{what}, against the {full}-step teacher"
-        detail += f"; {ratio(other)} against {equal} steps, its fewest that are as good as the student" if other is not None else ""
+        if other is not None:
+            detail += f"; {ratio(other)} against {equal} steps, its fewest that are as good as the student"
         tiles.append((f"{key.capitalize()} ratio", ratio(value), detail, value))
     first, last = m.get("student.ok_first_tenth"), m.get("student.ok_last_tenth")
     value = f"{digits(first, 3)} → {digits(last, 3)}"
