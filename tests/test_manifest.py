@@ -144,6 +144,7 @@ def test_a_manifest_from_elsewhere_names_no_files_of_this_machine():
         ("m.json", "{", "can't be read"), ("m.json", "3", "a list of rows"), ("m.json", "[" * 100_000, "can't be read"),
         ("m.csv", "a,b\n1,2\n", "must name the columns"), ("m.csv", "", "must name the columns"),
         ("m.csv", "path,captoin\na.mp4,x\n", "did you mean 'caption'"),
+        ("m.csv", "path,caption,caption\na.mp4,x,y\n", "has the column 'caption' more than once"),
         ("m.txt", "a.mp4", "is no manifest"), ("m.csv", 'path,caption\na.mp4,"x\n', "can't be read"),
     ],
 )  # fmt: skip
@@ -159,6 +160,20 @@ def test_an_unknown_key_is_told_with_the_nearest_known_one(tmp_path):
     assert [reason.split(";")[0] for _, reason in given.refused] == [
         "unknown key 'strat' (did you mean 'start'?)", "unknown key 'captoin' (did you mean 'caption'?)"
     ]  # fmt: skip
+
+
+def test_a_row_with_two_names_of_one_thing_is_told(tmp_path):
+    """The last would be kept alone. A CSV may have both columns, if no row fills both."""
+    rows = (
+        '{"path": "a.mp4", "url": "b.mp4"}\n{"path": "a.mp4", "text": "x", "cap": "x"}\n{"path": "b.mp4", "url": ""}\n'
+    )
+    given = manifest.read(write(tmp_path, "m.jsonl", rows))
+    assert [clip.path for clip in given.clips] == ["b.mp4"]
+    assert [reason for _, reason in given.refused] == [
+        f"has {both}, which mean the same; give one of them" for both in ("'path' and 'url'", "'text' and 'cap'")
+    ]
+    given = manifest.read(write(tmp_path, "m.csv", "path,url,caption\na.mp4,,x\n,b.mp4,y\na.mp4,b.mp4,z\n"))
+    assert [clip.path for clip in given.clips] == ["a.mp4", "b.mp4"] and len(given.refused) == 1
 
 
 @pytest.mark.parametrize(("name", "content"), [("m.jsonl", "\n"), ("m.json", "{}"), ("m.csv", "path,caption\n")])

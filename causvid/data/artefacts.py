@@ -6,7 +6,6 @@ What is fetched is compared in size with the source, and checked by the step tha
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 import tempfile
@@ -15,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from causvid import progress
-from causvid.data.folders import CHUNK, Folder, told
+from causvid.data.folders import Folder, told
+from causvid.data.steps import sha256
 from causvid.data.tally import Tally
 from causvid.errors import UserError
 from causvid.registry import did_you_mean
@@ -95,7 +95,7 @@ def fetch(name: str, target: str) -> Tally:
         tally, there, unproven = Tally(len(sizes)), place.sizes(), 0
         for file, size in sizes.items():
             known = artefact.sha256.get(file)
-            if there.get(file) == size and known in (None, _sha256(place, file) if known else None):
+            if there.get(file) == size and known in (None, sha256(place, file) if known else None):
                 unproven += known is None
                 tally.skipped += 1
                 continue
@@ -111,14 +111,6 @@ def fetch(name: str, target: str) -> Tally:
             f"It is {artefact.layout}. Size: {artefact.size}"
         ) from error
     return tally
-
-
-def _sha256(folder: Folder, name: str) -> str:
-    digest = hashlib.sha256()
-    with told(f"{folder}/{name}"), folder.fs.open(folder.join(name), "rb") as stream:
-        while part := stream.read(CHUNK):
-            digest.update(part)
-    return digest.hexdigest()
 
 
 def _copy(source: Folder, place: Folder, name: str) -> None:

@@ -172,6 +172,9 @@ def parse(name: str, content: bytes) -> list[Any]:
                 raise UserError(f"{name}: its first line must name the columns, among them 'path', and 'caption'")
             if unknown := _unknown(columns):  # of every row, so it is said once
                 raise UserError(f"{name}: {unknown}; rename the column, or leave it out")
+            if len(set(columns)) < len(columns):  # a row would keep the last of them alone
+                twice = next(column for column in columns if columns.count(column) > 1)
+                raise UserError(f"{name}: has the column '{twice}' more than once; rename one, or leave it out")
             return list(reader)
         if suffix == ".json":
             data = json.loads(text, object_pairs_hook=Repeated.or_mapping)
@@ -247,7 +250,14 @@ def clip_of(row: Any, local: bool) -> Clip:
         raise ValueError("a row is a mapping with 'path' and 'caption', with no more values than columns")
     if unknown := _unknown(row):
         raise ValueError(unknown)
-    facts = {ALIASES.get(str(key), str(key)): value for key, value in row.items() if value not in (None, "")}
+    facts: dict[str, Any] = {}
+    for key, value in row.items():
+        known = ALIASES.get(str(key), str(key))
+        if value not in (None, ""):
+            if known in facts:
+                both = [each for each in row if ALIASES.get(str(each), str(each)) == known and row[each]]
+                raise ValueError(f"has {' and '.join(map(repr, both))}, which mean the same; give one of them")
+            facts[known] = value
     caption = facts.get("caption", "")
     if isinstance(caption, list) and len(caption) == 1:
         caption = caption[0]
