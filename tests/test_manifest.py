@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
@@ -56,6 +57,27 @@ def test_a_folder_with_captions_beside_the_clips(tmp_path):
     write(tmp_path, "a.txt", "a cat\n")
     (tmp_path / ".hidden.mp4").write_bytes(b"x")
     assert [(c.path, c.caption) for c in manifest.read(str(tmp_path)).clips] == [("a.mp4", "a cat"), ("b.mp4", "")]
+
+
+def test_a_folder_that_can_not_be_looked_into_is_told(tmp_path, monkeypatch):
+    """A listing leaves it out, with all that it holds."""
+    write(tmp_path, "a.txt", "a cat")
+    for name in ("closed", ".closed"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "c.mp4").write_bytes(b"x")
+    look = os.scandir
+
+    def scandir(path="."):
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return look(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    given = manifest.read(str(tmp_path))
+    assert [clip.path for clip in given.clips] == ["a.mp4", "b.mp4"]
+    assert given.refused == [("closed", "can't be looked into: Permission denied")] and given.count == 3
+    with pytest.raises(UserError, match="holds no clips .*can't be looked into: Permission denied"):
+        manifest.read(str(tmp_path / "closed"))
 
 
 def test_paths_relative_to_another_folder(tmp_path):

@@ -26,7 +26,8 @@ from causvid.data.latents import as_stored
 from causvid.data.manifest import Clip, Given
 from causvid.data.pool import Pool, stay_with_parent
 from causvid.data.rows import Row, canonical, pack_row, trimmed
-from causvid.data.steps import each, origin
+from causvid.data.sources import origin
+from causvid.data.steps import each
 from causvid.data.tally import Tally
 from causvid.errors import UserError
 from causvid.types import Codec, TextEncoder

@@ -6,6 +6,7 @@ done when its record is written, after its file: whatever stops the command, the
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -14,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -25,6 +26,7 @@ from causvid.data.clips import Wanted, make_clip
 from causvid.data.folders import Folder, apart, told
 from causvid.data.manifest import Clip, Given
 from causvid.data.pool import Pool, Refused
+from causvid.data.sources import checked, copied, local_copy, origin, settle, sha256
 from causvid.data.tally import Tally, write_lines
 from causvid.errors import UserError
 
@@ -60,7 +62,7 @@ class Output:
                 return None
             if origin(self._given, clip) not in (None, record["origin"]):
                 return None
-            if self.folder.is_local and sha256(self.folder, record["path"]) != record["sha256"]:
+            if self.folder.is_local and sha256((self.folder, record["path"])) != record["sha256"]:
                 return None
             return record
         except (UserError, OSError, ValueError, KeyError, TypeError):
@@ -122,7 +124,9 @@ def alone(target: str) -> Iterator[None]:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(descriptor)
-        raise UserError(f"{target}: another command is at work there; wait for its end, or choose another") from error
+        raise UserError(
+            f"{target}: another command is at work there; wait for its end, or choose another folder"
+        ) from error
     except OSError:  # some network drives know no locks
         pass
     try:
@@ -168,23 +172,6 @@ def download(source: str, target: str, workers: int = 8, root: str | None = None
         return output.finish(given, keep_part=True)
 
 
-def origin(given: Given, clip: Clip) -> dict[str, str] | None:
-    """What tells a clip's file from another at its place, or None where that can't be told.
-
-    Its size, with its time of change on this machine and the tag that an object store gives it elsewhere.
-    """
-    try:
-        folder, name = given.place(clip)
-        if folder.is_local:
-            facts = Path(folder.join(name)).stat()
-            return {"size": str(facts.st_size), "mtime_ns": str(facts.st_mtime_ns)}
-        with told(str(folder)):
-            found = folder.fs.info(folder.join(name))
-    except (UserError, OSError, ValueError):
-        return None
-    return {key.lower(): str(found[key]) for key in ("size", "ETag", "etag", "created") if found.get(key)}
-
-
 def _apart_from(source: str, target: str) -> None:
     """Refuse an output that would be read as input, be it the folder or the clips in it."""
     manifest.apart_from(source, target)
@@ -198,43 +185,32 @@ def _is_sound(folder: Folder, record: dict[str, Any], clip: Clip) -> bool:
     if folder.is_local:  # its bytes have been compared with the record's already
         return clip.sha256 == record["sha256"]
     try:
-        return sha256(folder, record["path"]) == clip.sha256 == record["sha256"]
+        return sha256((folder, record["path"])) == clip.sha256 == record["sha256"]
     except UserError:
         return False
-
-
-def sha256(folder: Folder, name: str) -> str:
-    """SHA-256 of a file as it is now, in hexadecimal.
-
-    Raises:
-        UserError: it isn't there, or can't be read.
-    """
-    with told(f"{folder}/{name}"), folder.fs.open(folder.join(name), "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _fetch(given: Given, clip: Clip, output: Output) -> tuple[str, str, int] | str:
     """(name, SHA-256, bytes) of the copy, or why there is none."""
     suffix = PurePosixPath(clip.path.partition("?")[0]).suffix.lower()
-    name = f"clips/{clip.id}{suffix if suffix in manifest.VIDEOS else '.mp4'}"
+    reason, name = "", f"clips/{clip.id}{suffix if suffix in manifest.VIDEOS else '.mp4'}"
     for attempt in range(TRIES):
-        try:
-            folder, path = given.place(clip)
-            if not folder.exists(path):
-                return "does not exist"
-            content = folder.read(path)
-        except (UserError, ValueError) as error:
-            if attempt + 1 == TRIES:
+        with ExitStack() as stack:
+            try:
+                copy = checked(stack.enter_context(copied(*given.place(clip), output.folder, name)), clip)
+                found, size = clip.sha256 or sha256(copy), copy.stat().st_size
+            except Refused as error:
                 return str(error)
+            except (UserError, ValueError) as error:
+                if getattr(error.__cause__, "errno", None) == errno.ENOSPC:  # no fault of this clip
+                    raise
+                reason = str(error)
+            else:
+                settle(copy, output.folder, name)
+                return name, found, size
+        if attempt + 1 < TRIES:
             time.sleep(2.0**attempt / 4)
-            continue
-        found = hashlib.sha256(content).hexdigest()
-        if not content:
-            return "is empty"
-        if clip.sha256 in (None, found):
-            output.folder.write(name, content)
-            return name, found, len(content)
-    return "its SHA-256 is not the one in the manifest"
+    return reason
 
 
 def process(
@@ -294,27 +270,3 @@ def each(
             if copy is not None and copy.parent == Path(scratch):
                 copy.unlink(missing_ok=True)
             yield clip, ok, result
-
-
-def local_copy(given: Given, clip: Clip, scratch: Path) -> Path:
-    """A clip's file on this machine, a copy in ``scratch`` where it lies elsewhere; its checksum is checked.
-
-    Raises:
-        Refused: it isn't there, is empty, or isn't the file that the manifest means.
-        UserError: it can't be read.
-    """
-    folder, name = given.place(clip)
-    if not folder.exists(name) or folder.fs.isdir(folder.join(name)):
-        raise Refused("does not exist, or is a folder")
-    if folder.is_local:
-        path = Path(folder.join(name))
-    else:
-        path = scratch / f"{clip.id}{PurePosixPath(name).suffix[:8]}"
-        with told(str(folder)):
-            folder.fs.get_file(folder.join(name), str(path))
-    with told(str(folder)):
-        if path.stat().st_size == 0:
-            raise Refused("is empty")
-        if clip.sha256 is not None and sha256(Folder(str(path.parent)), path.name) != clip.sha256:
-            raise Refused("its SHA-256 is not the one in the manifest: the file changed, or is damaged")
-    return path
