@@ -183,13 +183,10 @@ def _encoders(
     Raises:
         UserError: no such component, options that it does not take, or weights that are missing.
     """
-    import hashlib
-    import inspect
-
     import torch
     import yaml
 
-    from causvid import build, registry, weights, world
+    from causvid import build, fingerprint, registry, weights, world
     from causvid.schema import World
     from causvid.validate import section
 
@@ -215,19 +212,8 @@ def _encoders(
         sources = getattr(parts[name], "sources", None)
         if sources is not None and not sources:
             raise UserError(f"{name} '{bound[name]['name']}' needs weights: say with --weights where they are")
-        source = inspect.getsource(registry.find(name, bound[name]["name"]).target)
-        code = hashlib.sha256(source.encode()).hexdigest()[:16]
-        # What is in the files counts, and not where they lie: other weights at the same place are another codec.
-        files = [*(sources or ()), *_files_named(bound[name])]
-        identity[name] = {**bound[name], "source": code, "files": [weights.digest(path) for path in files]}
+        identity[name] = fingerprint.identity(bound[name], sources or ())
     return parts, identity
-
-
-def _files_named(options: Mapping[str, Any]) -> list[Path]:
-    """The files that a component's options name, and all those in folders that they name."""
-    named = [Path(value) for key, value in options.items() if key != "name" and isinstance(value, str) and value]
-    inside = [sorted(each for each in path.rglob("*") if each.is_file()) for path in named if path.is_dir()]
-    return [path for path in named if path.is_file()] + [path for folder in inside for path in folder]
 
 
 @app.command(no_args_is_help=True)

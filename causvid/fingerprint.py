@@ -1,16 +1,20 @@
-"""Which source a result depends on: modules by the digest of their syntax trees, without comments and docstrings."""
+"""Which source a result depends on: modules by the digest of their syntax trees, without comments and docstrings.
+
+And what a single component is, by its options, its source and its files.
+"""
 
 from __future__ import annotations
 
 import ast
 import hashlib
 import importlib.util
-from collections.abc import Iterator, Mapping
+import inspect
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from causvid import registry
+from causvid import registry, weights
 from causvid.errors import UserError
 from causvid.validate import Bound
 
@@ -30,6 +34,22 @@ def bound(value: Any) -> Iterator[Bound]:
     elif isinstance(value, (list, tuple)):
         for item in value:
             yield from bound(item)
+
+
+def identity(component: Bound, read: Iterable[Path] = ()) -> dict[str, Any]:
+    """What a component is: name and options, digests of its source and of the files that it reads.
+
+    What is in the files counts, and not where they lie: other weights at the same place are another component.
+
+    Args:
+        read: its files, beside those that its options name, and those in folders that they name.
+    """
+    source = inspect.getsource(registry.find(component.group, component["name"]).target)
+    named = [Path(value) for key, value in component.items() if key != "name" and isinstance(value, str) and value]
+    inside = [sorted(each for each in path.rglob("*") if each.is_file()) for path in named if path.is_dir()]
+    files = [*read, *(path for path in named if path.is_file()), *(path for folder in inside for path in folder)]
+    code = hashlib.sha256(source.encode()).hexdigest()[:16]
+    return {**component, "source": code, "files": [weights.digest(path) for path in files]}
 
 
 def sources(module: str, values: Mapping[str, Any]) -> dict[str, str]:

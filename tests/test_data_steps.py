@@ -6,6 +6,8 @@ import gc
 import hashlib
 import io
 import json
+import socket
+from datetime import timedelta
 
 import av
 import lmdb
@@ -19,6 +21,7 @@ from videos import levels, sound, turned, video
 
 from causvid import cli, cli_data, spec
 from causvid.build import World
+from causvid.data import encode as encoding
 from causvid.data import pack as packing
 from causvid.data import steps
 from causvid.data.clips import Wanted
@@ -503,3 +506,87 @@ def test_a_changed_source_or_a_damaged_result_is_made_anew(base, tmp_path):
     assert [outcome(), outcome()] == [(1, 0), (0, 1)] and out.read(name) == first
     raw.write("a.mp4", video(levels(30)[10:]))
     assert [outcome(), outcome()] == [(1, 0), (0, 1)] and out.read(name) != first
+
+
+@pytest.mark.parametrize("base", ["", pytest.param("memory://encoded", marks=pytest.mark.slow)])
+def test_encode_knows_a_clip_of_a_folder_by_its_file(base, tmp_path, capsys):
+    raw, out = Folder(f"{base or tmp_path}/raw"), Folder(f"{base or tmp_path}/latents")
+
+    def outcome():
+        tally = encode_into(raw, out)
+        rows = [from_file(out.read(name)) for name in out.sizes() if name.startswith("latents/")]
+        first = {row.facts["source"]["path"]: round(float(row.arrays["latents"][0].mean()), 1) for row in rows}
+        return (tally.done, tally.skipped, len(tally.quarantine)), first
+
+    a, b, c = (video(levels(60)[start : start + 5]) for start in (0, 25, 50))
+    raw.write("b.mp4", b)
+    raw.write("c.mp4", c)
+    assert outcome() == ((2, 0, 0), {"b.mp4": -0.1, "c.mp4": 0.6})
+    raw.write("a.mp4", a)  # every clip now has another row number
+    assert outcome() == ((1, 2, 0), {"a.mp4": -0.9, "b.mp4": -0.1, "c.mp4": 0.6})
+    raw.write("b.mp4", c)
+    raw.fs.rm_file(raw.join("a.mp4"))
+    capsys.readouterr()
+    assert outcome() == ((1, 1, 0), {"a.mp4": -0.9, "b.mp4": 0.6, "c.mp4": 0.6})
+    assert "1 files of latents are of clips that INPUT does not give, as latents/a-" in capsys.readouterr().err
+    raw.write("c.mp4", c[:500])  # what it was before must not be packed
+    assert outcome() == ((0, 1, 1), {"a.mp4": -0.9, "b.mp4": 0.6})
+
+
+def test_encode_puts_parts_of_films_aside(tmp_path):
+    """It would encode the whole film; process cuts."""
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "a.mp4").write_bytes(video(levels(5)))
+    (tmp_path / "raw" / "m.csv").write_text("path,start,end\na.mp4,,\na.mp4,0.1,\na.mp4,,0.1\n")
+    tally = encode_into(tmp_path / "raw" / "m.csv", tmp_path / "latents")
+    assert tally.as_json() == {"given": 3, "done": 1, "skipped": 0, "quarantined": 2}
+    assert "'causvid data process' cuts it" in tally.quarantine[0]["reason"]
+
+
+def test_clips_whose_names_begin_alike_keep_their_copies(tmp_path):
+    """Copies of clips from elsewhere lay beside one another, and those of 'a.b' went with 'a'."""
+    raw = Folder("memory://alike")
+    for name in ("a", "a.b", "a.b.c"):
+        raw.write(f"{name}.mp4", video(levels(5)))
+    raw.write("m.jsonl", b"".join(b'{"path": "%b.mp4", "id": "%b"}\n' % (n, n) for n in (b"a", b"a.b", b"a.b.c")))
+    assert encode_into("memory://alike/m.jsonl", tmp_path / "latents").done == 3
+
+
+def test_one_command_at_a_time_fills_a_folder(made, tmp_path):
+    folder, _ = made
+    calls = {
+        "download": lambda: steps.download(str(folder / "raw" / "m.jsonl"), out),
+        "process": lambda: steps.process(str(folder / "raw" / "m.jsonl"), out, WANTED, workers=1),
+        "pack": lambda: packing.pack(str(folder / "latents"), out),
+    }
+    for name, call in calls.items():
+        out = str(tmp_path / name)
+        with steps.alone(out), pytest.raises(UserError, match="another command is at work there"):
+            call()
+        assert content(tmp_path / name) == {}
+    assert packing.pack(str(folder / "latents"), out).done == 4
+
+
+def test_clips_of_another_input_are_told(tmp_path, capsys):
+    (tmp_path / "raw").mkdir()
+    for name in "ab":
+        (tmp_path / "raw" / f"{name}.mp4").write_bytes(name.encode())
+        (tmp_path / "raw" / f"{name}.csv").write_text(f"path,caption\n{name}.mp4,x\n")
+        steps.download(str(tmp_path / "raw" / f"{name}.csv"), str(tmp_path / "out"))
+    assert "1 clips of another INPUT are there; manifest.jsonl lists this INPUT's alone" in capsys.readouterr().err
+
+
+def test_a_process_without_its_torchrun_ends(tmp_path, monkeypatch):
+    """torchrun was killed while the process started: nobody would ever gather its counts."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]  # bound, and nobody listens
+        for name, value in {
+            "TORCHELASTIC_RUN_ID": "x", "TORCHELASTIC_USE_AGENT_STORE": "True", "RANK": "1", "WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        }.items():  # fmt: skip
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(encoding, "PATIENCE", timedelta(seconds=1))
+        with pytest.raises(UserError, match="torchrun can't be reached"):
+            encode_into(tmp_path / "raw", tmp_path / "latents", 1, 2)
+    assert not (tmp_path / "latents").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
@@ -56,6 +57,27 @@ def test_a_folder_with_captions_beside_the_clips(tmp_path):
     write(tmp_path, "a.txt", "a cat\n")
     (tmp_path / ".hidden.mp4").write_bytes(b"x")
     assert [(c.path, c.caption) for c in manifest.read(str(tmp_path)).clips] == [("a.mp4", "a cat"), ("b.mp4", "")]
+
+
+def test_a_folder_that_can_not_be_looked_into_is_told(tmp_path, monkeypatch):
+    """A listing leaves it out, with all that it holds."""
+    write(tmp_path, "a.txt", "a cat")
+    for name in ("closed", ".closed"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "c.mp4").write_bytes(b"x")
+    look = os.scandir
+
+    def scandir(path="."):
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return look(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    given = manifest.read(str(tmp_path))
+    assert [clip.path for clip in given.clips] == ["a.mp4", "b.mp4"]
+    assert given.refused == [("closed", "can't be looked into: Permission denied")] and given.count == 3
+    with pytest.raises(UserError, match="holds no clips .*can't be looked into: Permission denied"):
+        manifest.read(str(tmp_path / "closed"))
 
 
 def test_paths_relative_to_another_folder(tmp_path):
@@ -144,6 +166,7 @@ def test_a_manifest_from_elsewhere_names_no_files_of_this_machine():
         ("m.json", "{", "can't be read"), ("m.json", "3", "a list of rows"), ("m.json", "[" * 100_000, "can't be read"),
         ("m.csv", "a,b\n1,2\n", "must name the columns"), ("m.csv", "", "must name the columns"),
         ("m.csv", "path,captoin\na.mp4,x\n", "did you mean 'caption'"),
+        ("m.csv", "path,caption,caption\na.mp4,x,y\n", "has the column 'caption' more than once"),
         ("m.txt", "a.mp4", "is no manifest"), ("m.csv", 'path,caption\na.mp4,"x\n', "can't be read"),
     ],
 )  # fmt: skip
@@ -159,6 +182,20 @@ def test_an_unknown_key_is_told_with_the_nearest_known_one(tmp_path):
     assert [reason.split(";")[0] for _, reason in given.refused] == [
         "unknown key 'strat' (did you mean 'start'?)", "unknown key 'captoin' (did you mean 'caption'?)"
     ]  # fmt: skip
+
+
+def test_a_row_with_two_names_of_one_thing_is_told(tmp_path):
+    """The last would be kept alone. A CSV may have both columns, if no row fills both."""
+    rows = (
+        '{"path": "a.mp4", "url": "b.mp4"}\n{"path": "a.mp4", "text": "x", "cap": "x"}\n{"path": "b.mp4", "url": ""}\n'
+    )
+    given = manifest.read(write(tmp_path, "m.jsonl", rows))
+    assert [clip.path for clip in given.clips] == ["b.mp4"]
+    assert [reason for _, reason in given.refused] == [
+        f"has {both}, which mean the same; give one of them" for both in ("'path' and 'url'", "'text' and 'cap'")
+    ]
+    given = manifest.read(write(tmp_path, "m.csv", "path,url,caption\na.mp4,,x\n,b.mp4,y\na.mp4,b.mp4,z\n"))
+    assert [clip.path for clip in given.clips] == ["a.mp4", "b.mp4"] and len(given.refused) == 1
 
 
 @pytest.mark.parametrize(("name", "content"), [("m.jsonl", "\n"), ("m.json", "{}"), ("m.csv", "path,caption\n")])

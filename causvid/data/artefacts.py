@@ -6,16 +6,13 @@ What is fetched is compared in size with the source, and checked by the step tha
 
 from __future__ import annotations
 
-import hashlib
-import os
-import platform
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from causvid import progress
-from causvid.data.folders import CHUNK, Folder, told
+from causvid.data.folders import Folder
+from causvid.data.pool import Refused
+from causvid.data.sources import copied, settle, sha256
 from causvid.data.tally import Tally
 from causvid.errors import UserError
 from causvid.registry import did_you_mean
@@ -95,42 +92,20 @@ def fetch(name: str, target: str) -> Tally:
         tally, there, unproven = Tally(len(sizes)), place.sizes(), 0
         for file, size in sizes.items():
             known = artefact.sha256.get(file)
-            if there.get(file) == size and known in (None, _sha256(place, file) if known else None):
+            if there.get(file) == size and known in (None, sha256((place, file)) if known else None):
                 unproven += known is None
                 tally.skipped += 1
                 continue
-            _copy(source, place, file)
+            with copied(source, file, place, file) as copy:
+                settle(copy, place, file)
             tally.done += 1
         if unproven:
             progress.say(
                 f"{place}: {unproven} of {len(sizes)} files were there and known by size alone: no digest is known"
             )
-    except UserError as error:
+    except (UserError, Refused) as error:
         raise UserError(
             f"{name} can't be fetched: {error}. By hand: copy what {artefact.address} holds to {place}/. "
             f"It is {artefact.layout}. Size: {artefact.size}"
         ) from error
     return tally
-
-
-def _sha256(folder: Folder, name: str) -> str:
-    digest = hashlib.sha256()
-    with told(f"{folder}/{name}"), folder.fs.open(folder.join(name), "rb") as stream:
-        while part := stream.read(CHUNK):
-            digest.update(part)
-    return digest.hexdigest()
-
-
-def _copy(source: Folder, place: Folder, name: str) -> None:
-    """Copy one file, whole or not at all, without holding it in memory."""
-    with told(f"{place}/{name}"):
-        if place.is_local:
-            path = Path(place.join(name))
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.partial")
-            source.fs.get_file(source.join(name), str(partial))
-            partial.replace(path)
-            return
-        with tempfile.TemporaryDirectory() as scratch, source.local(name, Path(scratch)) as path:
-            place.fs.makedirs(place.join(name).rpartition("/")[0], exist_ok=True)
-            place.fs.put_file(str(path), place.join(name))

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,16 +21,19 @@ from safetensors.numpy import load, save
 from causvid import progress
 from causvid.data import manifest
 from causvid.data.clips import all_frames
-from causvid.data.folders import Folder
+from causvid.data.folders import Folder, told
 from causvid.data.latents import as_stored
-from causvid.data.manifest import Clip
+from causvid.data.manifest import Clip, Given
 from causvid.data.pool import Pool, stay_with_parent
 from causvid.data.rows import Row, canonical, pack_row, trimmed
-from causvid.data.steps import local_copy
+from causvid.data.sources import origin
+from causvid.data.steps import each
 from causvid.data.tally import Tally
+from causvid.errors import UserError
 from causvid.types import Codec, TextEncoder
 
-TEXT, DATA, SUM = "text", "latents", "checksum"
+TEXT, DATA, SUM, ORIGIN = "text", "latents", "checksum", "origin"
+PATIENCE = timedelta(minutes=30)  # until torchrun's store answers
 
 
 def recipe(identity: Mapping[str, Any], text_encoder: TextEncoder) -> dict[str, Any]:
@@ -44,11 +45,21 @@ def recipe(identity: Mapping[str, Any], text_encoder: TextEncoder) -> dict[str, 
     }  # fmt: skip
 
 
-def to_file(row: Row) -> bytes:
-    """A row as a safetensors file with its key, facts and checksum."""
+def to_file(row: Row, origin: Mapping[str, str] | None = None) -> bytes:
+    """A row as a safetensors file with its key, facts and checksum.
+
+    Args:
+        origin: what tells the clip's file from another at its place, kept beside the row and no part of it.
+    """
     index, _ = pack_row(row)
     text = canonical({"key": row.key, "facts": row.facts}).decode()
-    return save(dict(row.arrays), {"row": text, SUM: index[:16].hex()})
+    return save(dict(row.arrays), {"row": text, SUM: index[:16].hex(), ORIGIN: canonical(origin).decode()})
+
+
+def _told(content: bytes) -> dict[str, str]:
+    """What the head of a safetensors file says beside its tensors."""
+    length = int.from_bytes(content[:8], "little")
+    return json.loads(content[8 : 8 + length])["__metadata__"]
 
 
 def from_file(content: bytes) -> Row:
@@ -59,10 +70,9 @@ def from_file(content: bytes) -> Row:
     """
     try:
         arrays = load(content)
-        length = int.from_bytes(content[:8], "little")
-        facts = json.loads(content[8 : 8 + length])["__metadata__"]
-        told = json.loads(facts["row"])
-        row = Row(str(told["key"]), arrays, dict(told["facts"]))
+        facts = _told(content)
+        said = json.loads(facts["row"])
+        row = Row(str(said["key"]), arrays, dict(said["facts"]))
         expected = facts[SUM]
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"is not a whole file of latents: {str(error)[:200]}") from error
@@ -98,9 +108,7 @@ def encode(
     Returns:
         Counts of this process; under torchrun those of all on the first, and None on the others.
     """
-    together = world > 1 and torch.distributed.is_torchelastic_launched()
-    if together:
-        stay_with_parent(os.getppid())  # torchrun's processes outlive it when it is killed
+    store = _torchrun() if world > 1 and torch.distributed.is_torchelastic_launched() else None
     manifest.apart_from(source, target)
     given = manifest.read(source, root)
     output = Folder(target)
@@ -110,41 +118,56 @@ def encode(
     tally = Tally(len(share))
     if rank == 0:  # what has no clip belongs to the first
         given.tell()
+        _tell_others(output, there, given)
         tally.given, tally.skipped = len(share) + len(given.refused) + given.duplicates, given.duplicates
         for name, reason in given.refused:
             tally.put_aside(name, reason)
-    todo = []
+    todo, before = [], {clip.id: _origin(given, clip) for clip in share}
     for clip in share:
-        if _name(clip) in there and _same(output, clip):
+        if clip.start is not None or clip.end is not None:
+            _put_aside(tally, clip, "is a part of a film (start, end); 'causvid data process' cuts it", output, there)
+        elif _name(clip) in there and _same(output, clip, before[clip.id]):
             tally.skipped += 1
         else:
             todo.append(clip)
-    with (
-        progress.bar("encode", tally.given) as show,
-        tempfile.TemporaryDirectory() as scratch,
-        Pool(workers, seconds) as pool,
-    ):
-        arguments = lambda clip: (str(local_copy(given, clip, Path(scratch))),)  # noqa: E731
-        for clip, ok, result in pool.map(all_frames, todo, arguments):
+    with progress.bar("encode", tally.given) as show, Pool(workers, seconds) as pool:
+        for clip, ok, result in each(given, todo, pool, all_frames, lambda _, path: (path,)):
             row = _row_or_reason(clip, result, codec, text_encoder) if ok else str(result)
             if isinstance(row, str):
-                tally.put_aside(clip.path, row)
+                _put_aside(tally, clip, row, output, there)
             else:
-                output.write(_name(clip), to_file(row))
+                output.write(_name(clip), to_file(row, before[clip.id]))
                 tally.done += 1
-            for copy in Path(scratch).glob(f"{clip.id}.*"):
-                copy.unlink()
             show(tally.done + tally.skipped + len(tally.quarantine))
-    if together:
-        return _of_all(tally, output, rank, world)
+    if store is not None:
+        return _of_all(tally, output, rank, world, store)
     tally.write(output, "quarantine.jsonl" if world == 1 else f"quarantine-{rank}-of-{world}.jsonl")
     return tally
 
 
-def _of_all(tally: Tally, output: Folder, rank: int, world: int) -> Tally | None:
+def _torchrun() -> torch.distributed.Store:
+    """torchrun's store, by which processes find each other; from here on this process ends when torchrun is killed.
+
+    Raises:
+        UserError: torchrun is gone already.
+    """
+    parent = os.getppid()
+    try:
+        store, _, _ = next(torch.distributed.rendezvous("env://", timeout=PATIENCE))
+    except RuntimeError as error:
+        raise UserError(f"torchrun can't be reached ({str(error)[:200]}); run the same command again") from error
+    # It answered after the number was read, so the number is torchrun's, and not that of who adopts an orphan. (Of
+    # several machines this is true on the one whose torchrun has the store.)
+    stay_with_parent(parent)
+    return store
+
+
+def _of_all(tally: Tally, output: Folder, rank: int, world: int, store: torch.distributed.Store) -> Tally | None:
     """The counts of all processes of torchrun, on the first; none ends before all are done, as that stops the rest."""
     parts: list[Any] = [None] * world
-    torch.distributed.init_process_group("gloo", timeout=timedelta(days=30))
+    long = timedelta(days=30)
+    store.set_timeout(long)
+    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=long)
     torch.distributed.all_gather_object(parts, tally)
     torch.distributed.destroy_process_group()
     if rank > 0:
@@ -152,6 +175,24 @@ def _of_all(tally: Tally, output: Folder, rank: int, world: int) -> Tally | None
     whole = Tally.of(parts)
     whole.write(output)
     return whole
+
+
+def _tell_others(output: Folder, there: Mapping[str, int], given: Given) -> None:
+    mine = {_name(clip) for clip in given.clips}
+    others = [name for name in there if name.startswith("latents/") and name not in mine]
+    if others:
+        progress.say(
+            f"{output}: {len(others)} files of latents are of clips that INPUT does not give, as {others[0]}; "
+            "'causvid data pack' takes them too: delete those that are not wanted"
+        )
+
+
+def _put_aside(tally: Tally, clip: Clip, reason: str, output: Folder, there: Mapping[str, int]) -> None:
+    """Put a clip aside; latents of what it was before go, as they would be packed."""
+    if _name(clip) in there:
+        with told(f"{output}/{_name(clip)}"):
+            output.fs.rm_file(output.join(_name(clip)))
+    tally.put_aside(clip.path, reason)
 
 
 def _row_or_reason(clip: Clip, frames: np.ndarray, codec: Codec, text_encoder: TextEncoder) -> Row | str:
@@ -165,10 +206,17 @@ def _name(clip: Clip) -> str:
     return f"latents/{clip.id}.safetensors"
 
 
-def _same(output: Folder, clip: Clip) -> bool:
-    """Whether a whole file of this very clip is there."""
+def _origin(given: Given, clip: Clip) -> dict[str, str] | None:
+    """What tells a clip's file from another at its place, where its row has no SHA-256 that does."""
+    return origin(given, clip) if clip.sha256 is None else None
+
+
+def _same(output: Folder, clip: Clip, now: Mapping[str, str] | None) -> bool:
+    """Whether a whole file of this very clip is there; a source that is gone makes no difference."""
     try:
-        return from_file(output.read(_name(clip))).facts == facts_of(clip)
+        content = output.read(_name(clip))
+        same = from_file(content).facts == facts_of(clip)
+        return same and (now is None or json.loads(_told(content).get(ORIGIN, "null")) == now)
     except ValueError:
         return False
 

@@ -13,6 +13,7 @@ import hashlib
 import io
 import json
 import math
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,6 +32,7 @@ VIDEOS = (
 ALIASES = {"url": "path", "file": "path", "video": "path", "text": "caption", "cap": "caption"}
 KNOWN = ("path", "caption", "start", "end", "id", "sha256")
 LONGEST_CAPTION = 10_000  # characters
+csv.field_size_limit(1 << 30)  # a caption that is too long is told by its row
 IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -117,15 +119,34 @@ def read(source: str, root: str | None = None) -> Given:
     if whole.exists("manifest.jsonl"):
         rows = parse("manifest.jsonl", whole.read("manifest.jsonl"))
         return _some(source, _checked(Folder(root) if root else whole, rows, whole.is_local))
-    names = whole.sizes()
+    names, closed = whole.sizes(), _closed(whole)
     clips = [name for name in names if PurePosixPath(name).suffix.lower() in VIDEOS]
     if not clips:
-        raise UserError(f"nothing given: {source} holds no clips ({', '.join(VIDEOS)}) and no manifest.jsonl")
+        raise UserError(
+            f"nothing given: {source} holds no clips ({', '.join(VIDEOS)}) and no manifest.jsonl"
+            + "".join(f"; {name} {reason}" for name, reason in closed[:3])
+        )
     rows = [{"path": name, "caption": _beside(whole, name, names)} for name in clips]
     given = _checked(whole, rows, whole.is_local, clips)
     known = {*clips, *(str(PurePosixPath(name).with_suffix(".txt")) for name in clips)}
+    given.refused += closed
     given.passed_over = tuple(name for name in names if name not in known)
     return given
+
+
+def _closed(folder: Folder) -> list[tuple[str, str]]:
+    """Folders in a folder of this machine that can't be looked into, each with why: a listing leaves them out."""
+    found: list[tuple[str, str]] = []
+
+    def tell(error: OSError) -> None:
+        name = os.path.relpath(error.filename, folder.path)
+        if not any(part.startswith(".") for part in PurePosixPath(name).parts) or name == ".":
+            found.append((name, f"can't be looked into: {error.strerror}"))
+
+    if folder.is_local:
+        for _ in os.walk(folder.path, onerror=tell):
+            pass
+    return found
 
 
 def _some(source: str, given: Given) -> Given:
@@ -172,6 +193,9 @@ def parse(name: str, content: bytes) -> list[Any]:
                 raise UserError(f"{name}: its first line must name the columns, among them 'path', and 'caption'")
             if unknown := _unknown(columns):  # of every row, so it is said once
                 raise UserError(f"{name}: {unknown}; rename the column, or leave it out")
+            if len(set(columns)) < len(columns):  # a row would keep the last of them alone
+                twice = next(column for column in columns if columns.count(column) > 1)
+                raise UserError(f"{name}: has the column '{twice}' more than once; rename one, or leave it out")
             return list(reader)
         if suffix == ".json":
             data = json.loads(text, object_pairs_hook=Repeated.or_mapping)
@@ -247,7 +271,14 @@ def clip_of(row: Any, local: bool) -> Clip:
         raise ValueError("a row is a mapping with 'path' and 'caption', with no more values than columns")
     if unknown := _unknown(row):
         raise ValueError(unknown)
-    facts = {ALIASES.get(str(key), str(key)): value for key, value in row.items() if value not in (None, "")}
+    facts: dict[str, Any] = {}
+    for key, value in row.items():
+        known = ALIASES.get(str(key), str(key))
+        if value not in (None, ""):
+            if known in facts:
+                both = [each for each in row if ALIASES.get(str(each), str(each)) == known and row[each]]
+                raise ValueError(f"has {' and '.join(map(repr, both))}, which mean the same; give one of them")
+            facts[known] = value
     caption = facts.get("caption", "")
     if isinstance(caption, list) and len(caption) == 1:
         caption = caption[0]

@@ -22,6 +22,7 @@ from causvid.data.lmdb_store import Reader, Writer
 from causvid.data.pool import Pool
 from causvid.data.released_lmdb import Released
 from causvid.data.rows import Row
+from causvid.data.steps import alone
 from causvid.data.survey import survey
 from causvid.data.tally import Tally, write_lines
 from causvid.errors import UserError
@@ -48,7 +49,8 @@ def pack(source: str, target: str, shards: int = 1, shape: Sequence[int] = (), t
         raise UserError(f"nothing given: {source} holds no rows")
     output = Folder(target)
     if output.is_local:
-        return _pack(header, count, rows, Path(output.path), shards)
+        with alone(target):
+            return _pack(header, count, rows, Path(output.path), shards)
     with tempfile.TemporaryDirectory() as scratch:
         store = Path(scratch) / "store"
         with told(target):

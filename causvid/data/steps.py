@@ -6,12 +6,16 @@ done when its record is written, after its file: whatever stops the command, the
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
+import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -19,9 +23,10 @@ from typing import Any
 from causvid import progress
 from causvid.data import manifest
 from causvid.data.clips import Wanted, make_clip
-from causvid.data.folders import CHUNK, Folder, apart, told
+from causvid.data.folders import Folder, apart, told
 from causvid.data.manifest import Clip, Given
 from causvid.data.pool import Pool, Refused
+from causvid.data.sources import checked, copied, local_copy, origin, settle, sha256
 from causvid.data.tally import Tally, write_lines
 from causvid.errors import UserError
 
@@ -57,9 +62,8 @@ class Output:
                 return None
             if origin(self._given, clip) not in (None, record["origin"]):
                 return None
-            if self.folder.is_local:
-                with Path(self.folder.join(record["path"])).open("rb") as stream:
-                    return record if _sha256(stream) == record["sha256"] else None
+            if self.folder.is_local and sha256((self.folder, record["path"])) != record["sha256"]:
+                return None
             return record
         except (UserError, OSError, ValueError, KeyError, TypeError):
             return None
@@ -91,9 +95,44 @@ class Output:
                 record = self.records[clip.id]
                 part = {"start": clip.start, "end": clip.end} if keep_part else {}
                 rows.append(Clip(clip.id, record["path"], clip.caption, sha256=record["sha256"], **part).as_json())
+        others = {f"records/{clip.id}.json" for clip in given.clips}
+        left = [name for name in self._there if name.startswith("records/") and name not in others]
+        if left:
+            progress.say(
+                f"{self.folder}: {len(left)} clips of another INPUT are there; manifest.jsonl lists this INPUT's alone"
+            )
         write_lines(self.folder, "manifest.jsonl", rows)
         self.tally.write(self.folder)
         return self.tally
+
+
+@contextmanager
+def alone(target: str) -> Iterator[None]:
+    """One command at a time fills a folder of this machine; a lock ends with its process.
+
+    Raises:
+        UserError: another one is at work there.
+    """
+    folder = Folder(target)
+    if not folder.is_local:
+        yield
+        return
+    with told(target):
+        Path(folder.path).mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder.path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise UserError(
+            f"{target}: another command is at work there; wait for its end, or choose another folder"
+        ) from error
+    except OSError:  # some network drives know no locks
+        pass
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def download(source: str, target: str, workers: int = 8, root: str | None = None) -> Tally:
@@ -110,43 +149,27 @@ def download(source: str, target: str, workers: int = 8, root: str | None = None
     """
     _apart_from(source, target)
     given = manifest.read(source, root)
-    output = Output(target, {"step": "download"}, given)
+    with alone(target):
+        output = Output(target, {"step": "download"}, given)
 
-    def copy(clip: Clip) -> dict[str, Any] | tuple[str, str, int, dict[str, str] | None] | str:
-        record = output.record_of(clip)
-        if record is not None and _is_sound(output.folder, record, clip):
-            return record
-        before = origin(given, clip)
-        found = _fetch(given, clip, output)
-        return found if isinstance(found, str) else (*found, before)
+        def copy(clip: Clip) -> dict[str, Any] | tuple[str, str, int, dict[str, str] | None] | str:
+            record = output.record_of(clip)
+            if record is not None and _is_sound(output.folder, record, clip):
+                return record
+            before = origin(given, clip)
+            found = _fetch(given, clip, output)
+            return found if isinstance(found, str) else (*found, before)
 
-    with progress.bar("download", given.count) as show, ThreadPoolExecutor(max(1, workers)) as threads:
-        for clip, found in zip(given.clips, threads.map(copy, given.clips), strict=True):
-            if isinstance(found, str):
-                output.tally.put_aside(clip.path, found)
-            elif isinstance(found, dict):
-                output.skip(clip, found)
-            else:
-                output.put(clip, *found)
-            show(output.tally.done + output.tally.skipped + len(output.tally.quarantine))
-    return output.finish(given, keep_part=True)
-
-
-def origin(given: Given, clip: Clip) -> dict[str, str] | None:
-    """What tells a clip's file from another at its place, or None where that can't be told.
-
-    Its size, with its time of change on this machine and the tag that an object store gives it elsewhere.
-    """
-    try:
-        folder, name = given.place(clip)
-        if folder.is_local:
-            facts = Path(folder.join(name)).stat()
-            return {"size": str(facts.st_size), "mtime_ns": str(facts.st_mtime_ns)}
-        with told(str(folder)):
-            found = folder.fs.info(folder.join(name))
-    except (UserError, OSError, ValueError):
-        return None
-    return {key.lower(): str(found[key]) for key in ("size", "ETag", "etag", "created") if found.get(key)}
+        with progress.bar("download", given.count) as show, ThreadPoolExecutor(max(1, workers)) as threads:
+            for clip, found in zip(given.clips, threads.map(copy, given.clips), strict=True):
+                if isinstance(found, str):
+                    output.tally.put_aside(clip.path, found)
+                elif isinstance(found, dict):
+                    output.skip(clip, found)
+                else:
+                    output.put(clip, *found)
+                show(output.tally.done + output.tally.skipped + len(output.tally.quarantine))
+        return output.finish(given, keep_part=True)
 
 
 def _apart_from(source: str, target: str) -> None:
@@ -162,41 +185,32 @@ def _is_sound(folder: Folder, record: dict[str, Any], clip: Clip) -> bool:
     if folder.is_local:  # its bytes have been compared with the record's already
         return clip.sha256 == record["sha256"]
     try:
-        with told(str(folder)), folder.fs.open(folder.join(record["path"]), "rb") as stream:
-            return _sha256(stream) == clip.sha256 == record["sha256"]
+        return sha256((folder, record["path"])) == clip.sha256 == record["sha256"]
     except UserError:
         return False
-
-
-def _sha256(stream: Any) -> str:
-    digest = hashlib.sha256()
-    while part := stream.read(CHUNK):
-        digest.update(part)
-    return digest.hexdigest()
 
 
 def _fetch(given: Given, clip: Clip, output: Output) -> tuple[str, str, int] | str:
     """(name, SHA-256, bytes) of the copy, or why there is none."""
     suffix = PurePosixPath(clip.path.partition("?")[0]).suffix.lower()
-    name = f"clips/{clip.id}{suffix if suffix in manifest.VIDEOS else '.mp4'}"
+    reason, name = "", f"clips/{clip.id}{suffix if suffix in manifest.VIDEOS else '.mp4'}"
     for attempt in range(TRIES):
-        try:
-            folder, path = given.place(clip)
-            if not folder.exists(path):
-                return "does not exist"
-            content = folder.read(path)
-        except (UserError, ValueError) as error:
-            if attempt + 1 == TRIES:
+        with ExitStack() as stack:
+            try:
+                copy = checked(stack.enter_context(copied(*given.place(clip), output.folder, name)), clip)
+                found, size = clip.sha256 or sha256(copy), copy.stat().st_size
+            except Refused as error:
                 return str(error)
+            except (UserError, ValueError) as error:
+                if getattr(error.__cause__, "errno", None) == errno.ENOSPC:  # no fault of this clip
+                    raise
+                reason = str(error)
+            else:
+                settle(copy, output.folder, name)
+                return name, found, size
+        if attempt + 1 < TRIES:
             time.sleep(2.0**attempt / 4)
-            continue
-        found = hashlib.sha256(content).hexdigest()
-        if not content:
-            return "is empty"
-        if clip.sha256 in (None, found):
-            output.folder.write(name, content)
-            return name, found, len(content)
-    return "its SHA-256 is not the one in the manifest"
+    return reason
 
 
 def process(
@@ -214,62 +228,45 @@ def process(
     """
     _apart_from(source, target)
     given = manifest.read(source, root)
-    output = Output(target, {"step": "process", **asdict(wanted)}, given)
-    todo = [clip for clip in given.clips if not output.finished(clip)]
-    before = {clip.id: origin(given, clip) for clip in todo}
-    with progress.bar("process", given.count) as show, tempfile.TemporaryDirectory() as scratch:
-        for clip, ok, result in _made(given, todo, wanted, Path(scratch), workers, seconds):
-            if ok:
-                name = f"clips/{clip.id}.mp4"
-                output.folder.write(name, result)
-                output.put(clip, name, hashlib.sha256(result).hexdigest(), len(result), before[clip.id])
-            else:
-                output.tally.put_aside(clip.path, result)
-            show(output.tally.done + output.tally.skipped + len(output.tally.quarantine))
-    return output.finish(given, keep_part=False)
+    with alone(target):
+        output = Output(target, {"step": "process", **asdict(wanted)}, given)
+        todo = [clip for clip in given.clips if not output.finished(clip)]
+        before = {clip.id: origin(given, clip) for clip in todo}
+        with progress.bar("process", given.count) as show, Pool(workers, seconds) as pool:
+            takes = lambda clip, path: (path, wanted, clip.start, clip.end)  # noqa: E731
+            for clip, ok, result in each(given, todo, pool, make_clip, takes):
+                if ok:
+                    name = f"clips/{clip.id}.mp4"
+                    output.folder.write(name, result)
+                    output.put(clip, name, hashlib.sha256(result).hexdigest(), len(result), before[clip.id])
+                else:
+                    output.tally.put_aside(clip.path, result)
+                show(output.tally.done + output.tally.skipped + len(output.tally.quarantine))
+        return output.finish(given, keep_part=False)
 
 
-def _made(
-    given: Given, todo: list[Clip], wanted: Wanted, scratch: Path, workers: int, seconds: float
+def each(
+    given: Given,
+    todo: list[Clip],
+    pool: Pool,
+    function: Callable[..., Any],
+    takes: Callable[[Clip, str], tuple[Any, ...]],
 ) -> Iterator[tuple[Clip, bool, Any]]:
-    if not todo:
-        return
-    with Pool(workers, seconds) as pool:
+    """(clip, True, what a worker made of its file) or (clip, False, why nothing), in order.
+
+    Args:
+        function: of a module, so that workers can find it.
+        takes: its arguments, of a clip and the path of its file on this machine.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
         copies: dict[str, Path] = {}
 
         def arguments(clip: Clip) -> tuple[Any, ...]:
-            copies[clip.id] = local_copy(given, clip, scratch)
-            return str(copies[clip.id]), wanted, clip.start, clip.end
+            copies[clip.id] = local_copy(given, clip, Path(scratch))
+            return takes(clip, str(copies[clip.id]))
 
-        for clip, ok, result in pool.map(make_clip, todo, arguments):
+        for clip, ok, result in pool.map(function, todo, arguments):
             copy = copies.pop(clip.id, None)
-            if copy is not None and copy.parent == scratch:
+            if copy is not None and copy.parent == Path(scratch):
                 copy.unlink(missing_ok=True)
             yield clip, ok, result
-
-
-def local_copy(given: Given, clip: Clip, scratch: Path) -> Path:
-    """A clip's file on this machine, a copy in ``scratch`` where it lies elsewhere; its checksum is checked.
-
-    Raises:
-        Refused: it isn't there, is empty, or isn't the file that the manifest means.
-        UserError: it can't be read.
-    """
-    folder, name = given.place(clip)
-    if not folder.exists(name) or folder.fs.isdir(folder.join(name)):
-        raise Refused("does not exist, or is a folder")
-    if folder.is_local:
-        path = Path(folder.join(name))
-    else:
-        path = scratch / f"{clip.id}{PurePosixPath(name).suffix[:8]}"
-        with told(str(folder)):
-            folder.fs.get_file(folder.join(name), str(path))
-    with told(str(folder)):
-        if path.stat().st_size == 0:
-            raise Refused("is empty")
-        if clip.sha256 is not None:
-            with path.open("rb") as stream:
-                same = _sha256(stream) == clip.sha256
-            if not same:
-                raise Refused("its SHA-256 is not the one in the manifest: the file changed, or is damaged")
-    return path
