@@ -148,8 +148,8 @@ def _check_sharing(spec: Spec) -> None:
     """What several processes can do together, for as many as there are or are planned for."""
     if spec["fake_score"] == "real_score" and not spec["real_score"]:
         raise UserError("fake_score: 'real_score' needs a network of its own there; real_score is null")
-    count = max(ranks.count(), spec["runtime.gpus"])
-    if count == 1 or count == 0:
+    count = max(ranks.count(), spec["runtime.gpus"] or 1)
+    if count == 1:
         return
     far = STAGES.index(spec["until"])
     used = ["teacher_training"] if spec["teacher_training.weights"] == "train" else []

@@ -1,6 +1,6 @@
 """What a run costs before it runs: parameters, FLOPs, memory and GPU time of each stage, from formulas (docs/wan.md).
 
-What making clips costs stands in ``sampling_costs.py``.
+What making clips costs stands in ``sampling_costs.py``; what would make a stage fit, in ``cost_lines.py``.
 
 No number is measured and no tensor made: the formulas read the spec alone. Tests compare them with PyTorch's counter of
 FLOPs and with the memory that a step really takes. A multiplication and an addition are two FLOPs; sizes are bytes.
@@ -8,16 +8,15 @@ FLOPs and with the memory that a step really takes. A multiplication and an addi
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
-from causvid import build, ranks
+from causvid import build
 from causvid.attention.masks import Pattern, Rule
-from causvid.errors import UserError
 from causvid.fingerprint import bound
 from causvid.spec import Spec
 from causvid.validate import Bound
@@ -25,10 +24,10 @@ from causvid.validate import Bound
 FP32 = 4  # bytes; weights, gradients, averages and optimizer are kept in it
 # Bytes per token that one block keeps for its backward pass, per unit of dim and of ffn_dim: counted tensor by tensor.
 KEPT = {"fp32": (96, 8), "bf16": (76, 4)}
+# The same for each token of the cache that a block of a rollout sees.
+SEEN = {"fp32": 12, "bf16": 6}
 # The same of a pass without a backward pass, at its peak: of one block, whatever the number of blocks.
 PASSING = {"fp32": (60, 8), "bf16": (46, 3)}
-# What no stage of a run does, and one GPU does for one clip; and how its line begins.
-ALONE = {"generate": "one clip: ", "encode": "one clip: "}
 # FLOP/s of one GPU that estimates of time are made with: two fifths of what an H100 can do in either type.
 RATE = {"fp32": 27e12, "bf16": 400e12}
 
@@ -39,14 +38,17 @@ class Network:
 
     Attributes:
         parameters, block_parameters: of the whole, and of one block.
+        matrices: weights that are matrices of blocks, of which Muon keeps one state and AdamW two.
         tokens: of a clip, and of its clean context where it has one.
         forward, block_forward: FLOPs of a pass, and of one of its blocks.
         text_forward: those of a pass that depend on the text alone, which a stream computes once.
         dim, ffn_dim, layers: geometry.
+        rollout: where its samples are one, tokens in the cache, those that all blocks together see of it, and passes.
     """
 
     parameters: int
     block_parameters: int
+    matrices: int
     tokens: int
     forward: float
     block_forward: float
@@ -54,13 +56,17 @@ class Network:
     dim: int
     ffn_dim: int
     layers: int
+    rollout: tuple[int, int, int] = (0, 0, 1)
 
     def kept(self, precision: str, checkpointing: bool) -> tuple[float, float]:
         """Bytes per clip: what a pass keeps until its backward pass comes, and what one block keeps."""
         per_dim, per_ffn = KEPT[precision]
-        block = self.tokens * (per_dim * self.dim + per_ffn * self.ffn_dim)
-        # Checkpointing keeps the input of every block, in fp32.
-        return self.layers * (self.tokens * self.dim * FP32 if checkpointing else block), block
+        cached, seen, _ = self.rollout
+        # Every block of a rollout has the keys, rotated too, and the values that it sees as tensors of its own.
+        block = self.tokens * (per_dim * self.dim + per_ffn * self.ffn_dim) + SEEN[precision] * seen * self.dim
+        # Checkpointing keeps the input of every block, in fp32, and the cache for when the block is computed again.
+        inputs = (self.tokens + 2 * cached) * self.dim * FP32
+        return self.layers * (inputs if checkpointing else block), block
 
     def passing(self, precision: str) -> float:
         """Bytes per clip that a pass without a backward pass works on."""
@@ -68,8 +74,12 @@ class Network:
         return self.tokens * (per_dim * self.dim + per_ffn * self.ffn_dim)
 
     def casts(self, precision: str, checkpointing: bool) -> float:
-        """Bytes of the weights in bf16 that a backward pass waits for: of all blocks, or of the one at work."""
+        """Bytes of the weights in bf16 that wait for the end of a pass: of all blocks, or of the one at work."""
         return 2.0 * self.block_parameters * (1 if checkpointing else self.layers) if precision == "bf16" else 0.0
+
+    def states(self, optimizer: str) -> float:
+        """Bytes of an optimizer's state."""
+        return float(FP32 * (2 * self.parameters - (self.matrices if optimizer == "muon" else 0)))
 
 
 def network(
@@ -90,6 +100,7 @@ def network(
     with torch.device("meta"):  # of one block: they are all alike
         net = build.network(spec, world, rule, model=Bound("model", {**options, "layers": 1}))
     own = sum(p.numel() for p in net.blocks[0].parameters())
+    matrices = sum(m.weight.numel() for m in net.blocks[0].modules() if isinstance(m, nn.Linear))
     length, channels, height, width = world.latent_shape
     length = length if frames is None else frames
     per_frame = (height // net.patch[0]) * (width // net.patch[1])
@@ -97,7 +108,12 @@ def network(
     own_tokens, dim, ffn = length * per_frame, options["dim"], options["ffn_dim"]
     tokens = own_tokens * (1 + twice)
     text = getattr(world.text_encoder, "length", 1)
-    seen = sum((g.queries[1] - g.queries[0]) * len(g.keys) for g in Pattern(rule, length, twice).groups) * per_frame**2
+    groups = Pattern(rule, length, twice).groups
+    seen = sum((g.queries[1] - g.queries[0]) * len(g.keys) for g in groups) * per_frame**2
+    rollout = (0, 0, 1)
+    if learns_by == "student.input" and getattr(build.student_input(spec), "streams", False):
+        blocks, earlier = rule.blocks(length), sum(len(g.keys) for g in groups) - length
+        rollout = (blocks[-1][0] * per_frame, earlier * per_frame, len(blocks))
     block = 2 * tokens * (6 * dim * dim + 2 * dim * ffn) + 4 * dim * seen  # q k v out, cross q out; ffn; attention
     block += 4 * text * dim * dim + 4 * dim * tokens * text  # keys and values of the text; attention to it
     embedding = 2 * text * (world.text_encoder.dim * dim + dim * dim)
@@ -105,21 +121,23 @@ def network(
     outer = 2 * (tokens + own_tokens) * values * dim + embedding
     outer += 2 * length * (1 + twice) * (options["freq_dim"] * dim + 7 * dim * dim)
     return Network(
-        sum(p.numel() for p in net.parameters()) + (options["layers"] - 1) * own, own, tokens,
-        float(block * options["layers"] + outer), float(block),
-        float(4 * text * dim * dim * options["layers"] + embedding), dim, ffn, options["layers"],
+        sum(p.numel() for p in net.parameters()) + (options["layers"] - 1) * own, own,
+        matrices * options["layers"], tokens, float(block * options["layers"] + outer), float(block),
+        float(4 * text * dim * dim * options["layers"] + embedding), dim, ffn, options["layers"], rollout,
     )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What memory depends on beside the networks."""
+    """What memory depends on beside the networks: ``optimizers`` are the players', ``losses`` how many each has."""
 
     gpus: int
     batch: int
     precision: str
     checkpointing: bool
     ema: bool
+    optimizers: tuple[str, ...]
+    losses: int
 
     @property
     def clips(self) -> int:
@@ -129,13 +147,14 @@ class Setting:
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one stage: FLOPs in all, hours of one GPU, and bytes on each GPU by what they are for."""
+    """Of one stage: FLOPs in all, hours of one GPU, bytes on each GPU by what they are for, and what is left out."""
 
     stage: str
     parameters: int
     flops: float
     gpu_hours: float
     memory: dict[str, float]
+    not_counted: tuple[str, ...] = ()
 
     @property
     def peak(self) -> float:
@@ -145,181 +164,154 @@ class Cost:
         return {**asdict(self), "peak": self.peak}
 
 
-def train_memory(trained: list[Network], frozen: list[Network], setting: Setting) -> dict[str, float]:
-    """Bytes per GPU of a stage that trains networks in turns, the first of which may keep an average."""
-    n, everything = setting.gpus, [*trained, *frozen]
-    whole = [net.parameters * FP32 for net in trained]
-    memory = {
+def train_memory(trained: Sequence[Network], frozen: Sequence[Network], setting: Setting) -> dict[str, float]:
+    """Bytes per GPU of a stage that trains networks in turns, the first of which may keep an average.
+
+    The first one is scored by all others; its samples are made anew, without a backward pass, for the others' turns.
+    """
+    n, everything, clips = setting.gpus, [*trained, *frozen], setting.clips
+    precision, lean = setting.precision, setting.checkpointing
+    gradients = sum(net.parameters for net in trained) * FP32 / n
+    states = sum(net.states(name) for net, name in zip(trained, setting.optimizers, strict=True))
+
+    def passing(net: Network) -> float:  # of one that is trained; of frozen weights autocast keeps no copies
+        return clips * net.passing(precision) + net.casts(precision, False)
+
+    peaks = []
+    for number, net in enumerate(trained):
+        kept, block = (clips * each for each in net.kept(precision, lean))
+        kept *= 1 if net is trained[0] and len(trained) > 1 else setting.losses  # a student's samples are made once
+        # Before the backward pass: the last update's gradients are still there, those of all players.
+        forward = kept + (passing(net) if lean else 0.0)
+        # Each pass has copies of its own.
+        waiting = kept + (0.0 if lean else net.rollout[2] * net.casts(precision, False))
+        asked = [passing(other) for other in trained[1:]] + [clips * other.passing(precision) for other in frozen]
+        peaks += [forward, waiting + max(asked, default=0.0) if number == 0 else max(waiting, passing(trained[0]))]
+        # In it the player's own are new: they come while activations go.
+        peaks.append(
+            max(waiting - net.parameters * FP32 / n, 0.0) + (block + net.casts(precision, True) if lean else 0.0)
+        )
+    return {
         "weights": sum(net.parameters for net in everything) * FP32 / n,
-        "optimizer": 2 * sum(whole) / n,
-        "average": whole[0] / n if setting.ema else 0.0,
+        "optimizer": states / n,
+        "average": trained[0].parameters * FP32 / n if setting.ema else 0.0,
         # A block's weights are put together while it works, the next one's already; the outer ones stay so.
         "gathered": 0.0 if n == 1 else max(
             (2 * net.block_parameters + net.parameters - net.layers * net.block_parameters) * FP32 for net in everything
         ),
+        "gradients": gradients,
+        "activations": max(peaks),
     }  # fmt: skip
-    turns = []
-    for net, own in zip(trained, whole, strict=True):
-        kept, block = (setting.clips * each for each in net.kept(setting.precision, setting.checkpointing))
-        # Activations go while gradients come; the other players' gradients are still there.
-        others = (sum(whole) - own) / n
-        kept += net.casts(setting.precision, setting.checkpointing)
-        turns.append((max(kept, own / n) + (block if setting.checkpointing else 0.0) + others, own / n + others))
-    peak, gradients = max(turns)
-    return {**memory, "gradients": gradients, "activations": peak - gradients}
 
 
-def _training(spec: Spec, section: str, gpus: int) -> Setting:
-    options = spec[section]
-    return Setting(gpus, options["batch"], spec["precision"], options["activation_checkpointing"], options["ema"] > 0)
+# The loss of each stage that the formulas count; a sum of it with others is counted without them.
+LOSSES = {"teacher": "flow_matching", "ode_init": "ode_regression", "distill": "dmd"}
+SECTIONS = {"teacher": "teacher_training", "ode_init": "ode_init", "distill": "distill"}
+INPUTS = ("data", "backward_simulation", "self_rollout")
+
+
+def losses(spec: Spec, stage: str) -> list[Bound]:
+    """A stage's losses, those of a sum one by one."""
+    found = spec["loss"] if stage == "distill" else spec[f"{SECTIONS[stage]}.loss"]
+    return [part for part in bound(found) if part.group == "loss" and part["name"] != "sum"]
+
+
+def _counted(spec: Spec, stage: str) -> list[Bound]:
+    return [part for part in losses(spec, stage) if part["name"] == LOSSES[stage]]
+
+
+def not_counted(spec: Spec, world: build.World, stage: str) -> tuple[str, ...]:
+    """What a training stage of this spec needs beyond the formulas, in words."""
+    out = [f"loss '{part['name']}'" for part in losses(spec, stage) if part["name"] != LOSSES[stage]]
+    out += [f"optimizer '{name}' (taken for adamw)" for name in _optimizers(spec, stage) if name not in OPTIMIZERS]
+    if stage == "distill" and spec["student.input"]["name"] not in INPUTS:
+        out.append(f"student input '{spec['student.input']['name']}' (taken for data)")
+    if not world.holds_latents and hasattr(world.codec, "encoding"):
+        out.append(f"codec '{spec['world.codec']['name']}', which encodes every batch")
+    return tuple(dict.fromkeys(out))
+
+
+OPTIMIZERS = ("adamw", "muon")
+
+
+def _optimizers(spec: Spec, stage: str) -> tuple[str, ...]:
+    options = spec[SECTIONS[stage]]
+    keys = ("optimizer", "critic_optimizer") if stage == "distill" else ("optimizer",)
+    return tuple(options[key]["name"] for key in keys)
+
+
+def training(spec: Spec, stage: str, gpus: int) -> Setting:
+    """What the memory of a training stage depends on."""
+    options = spec[SECTIONS[stage]]
+    return Setting(
+        gpus, options["batch"], spec["precision"], options["activation_checkpointing"], options["ema"] > 0,
+        _optimizers(spec, stage), max(1, len(_counted(spec, stage))),
+    )  # fmt: skip
+
+
+def players(spec: Spec, world: build.World, stage: str) -> tuple[list[Network], list[Network]]:
+    """(networks that a stage trains, the student first, networks that it only asks)."""
+    seen = build.teacher_rule(spec)
+    if stage == "teacher":
+        return [network(spec, world, seen, learns_by="teacher_training.loss")], []
+    fed = "ode_init.loss" if stage == "ode_init" else "student.input"
+    student = network(spec, world, build.student_rule(spec), learns_by=fed)
+    if stage == "ode_init":
+        return [student], []
+    real = network(spec, world, seen, spec["real_score"] or spec["model"])
+    fake = network(spec, world, seen, spec[spec["fake_score"]] if spec["fake_score"] == "real_score" else None)
+    return [student, fake], [real]
 
 
 def of(spec: Spec, stages: list[str], gpus: int) -> list[Cost]:
     """The costs of the stages that compute much, in the order given."""
     world = build.World(spec)
-    teacher = network(spec, world, build.teacher_rule(spec))
-    student = network(spec, world, build.student_rule(spec), learns_by="student.input")
-    real = network(spec, world, build.teacher_rule(spec), spec["real_score"]) if spec["real_score"] else teacher
-    fake = real if spec["fake_score"] == "real_score" else teacher
-
-    def cost(stage: str, parameters: int, flops: float, memory: dict[str, float]) -> Cost:
-        return Cost(stage, parameters, flops, flops / RATE[spec["precision"]] / 3600, memory)
-
-    def learning(net: Network, setting: Setting) -> float:
-        """FLOPs of a pass with its backward pass, which is twice the forward one."""
-        return 3 * net.forward + (net.layers * net.block_forward if setting.checkpointing else 0)
-
     out = []
     for stage in stages:
-        if stage == "teacher" and spec["teacher_training.weights"] == "train":
-            setting = _training(spec, "teacher_training", gpus)
-            samples = setting.batch * spec["teacher_training.iterations"]
-            net = network(spec, world, build.teacher_rule(spec), learns_by="teacher_training.loss")
-            memory = train_memory([net], [], setting)
-            out.append(cost(stage, net.parameters, samples * learning(net, setting), memory))
-        elif stage == "ode_pairs":
-            twice = 1 if spec["teacher_sampling"].get("guidance", 1.0) == 1.0 else 2
-            options = spec["ode_pairs"]
-            memory = {"weights": float(teacher.parameters * FP32)}
-            # With guidance the two passes are one after the other.
-            memory["activations"] = options["batch"] * teacher.passing(spec["precision"])
-            memory["activations"] += teacher.casts(spec["precision"], False)
-            out.append(cost(stage, teacher.parameters, options["count"] * options["steps"] * twice * teacher.forward,
-                            memory))  # fmt: skip
-        elif stage == "ode_init":
-            setting = _training(spec, stage, gpus)
-            samples = setting.batch * spec["ode_init.iterations"]
-            net = network(spec, world, build.student_rule(spec), learns_by="ode_init.loss")
-            memory = train_memory([net], [], setting)
-            out.append(cost(stage, net.parameters, samples * learning(net, setting), memory))
-        elif stage == "distill":
-            setting = _training(spec, stage, gpus)
-            out.append(_distill(spec, student, fake, real, setting, cost, learning))
+        trains = stage in SECTIONS and (stage != "teacher" or spec["teacher_training.weights"] == "train")
+        if stage == "ode_pairs":
+            out.append(pairs(spec, world, spec["ode_pairs.batch"]))
+        elif trains:
+            trained, frozen = players(spec, world, stage)
+            setting = training(spec, stage, gpus)
+            update = (_distilling if stage == "distill" else _regressing)(spec, trained, frozen, setting)
+            flops = spec[f"{SECTIONS[stage]}.iterations"] * setting.batch * update
+            parameters = sum(net.parameters for net in (*trained, *frozen))
+            memory = train_memory(trained, frozen, setting)
+            hours = flops / RATE[spec["precision"]] / 3600
+            out.append(Cost(stage, parameters, flops, hours, memory, not_counted(spec, world, stage)))
     return out
 
 
-def _distill(
-    spec: Spec, student: Network, fake: Network, real: Network, setting: Setting, cost: Any, learning: Any
-) -> Cost:
+def pairs(spec: Spec, world: build.World, batch: int) -> Cost:
+    """One process's part of the teacher's trajectories; with guidance the two passes are one after the other."""
+    teacher, options = network(spec, world, build.teacher_rule(spec)), spec["ode_pairs"]
+    twice = 1 if spec["teacher_sampling"].get("guidance", 1.0) == 1.0 else 2
+    memory = {"weights": float(teacher.parameters * FP32)}
+    memory["activations"] = batch * teacher.passing(spec["precision"])
+    memory["activations"] += teacher.casts(spec["precision"], False)
+    flops = options["count"] * options["steps"] * twice * teacher.forward
+    return Cost("ode_pairs", teacher.parameters, flops, flops / RATE[spec["precision"]] / 3600, memory)
+
+
+def _learning(net: Network, setting: Setting) -> float:
+    """FLOPs of a pass with its backward pass, which is twice the forward one."""
+    return 3 * net.forward + (net.layers * net.block_forward if setting.checkpointing else 0)
+
+
+def _regressing(spec: Spec, trained: list[Network], frozen: list[Network], setting: Setting) -> float:
+    """FLOPs of an update, per clip, of a network that learns alone."""
+    return setting.losses * _learning(trained[0], setting)
+
+
+def _distilling(spec: Spec, trained: list[Network], frozen: list[Network], setting: Setting) -> float:
+    """FLOPs of an iteration, per clip: the critic's turns, and the student's."""
+    (student, fake), (real,) = trained, frozen
     passes = 1 if spec["student.input"]["name"] == "data" else len(build.student_times(spec))
     streams = getattr(build.student_input(spec), "streams", False)
     made = student.forward * (passes + streams)  # at most; a rollout commits every block, too
-    twice = 1 if all(part.get("guidance", 1.0) == 1.0 for part in bound(spec["loss"])) else 2
-    update = made - student.forward + learning(student, setting) + fake.forward + twice * real.forward
-    update += spec["distill.critic_updates"] * (made + learning(fake, setting))
-    flops = spec["distill.iterations"] * setting.batch * update
-    parameters = student.parameters + fake.parameters + real.parameters
-    return cost("distill", parameters, flops, train_memory([student, fake], [real], setting))
-
-
-def memory_of(text: str) -> float:
-    """Bytes of ``24GB``, ``80 GiB`` or a number of bytes.
-
-    Raises:
-        UserError: it is none.
-    """
-    units = {"": 1.0, "MB": 1e6, "GB": 1e9, "MIB": 2.0**20, "GIB": 2.0**30}
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
-    if not found or found[2].upper() not in units:
-        raise UserError(f"runtime.memory: '{text}' is no size; write it as 24GB or 80GiB")
-    return float(found[1]) * units[found[2].upper()]
-
-
-def lines(spec: Spec, costs: list[Cost]) -> list[str]:
-    """The costs for a person, whether they fit into ``runtime.memory``, and what would make them."""
-    gpus = planned(spec)
-    limit = memory_of(spec["runtime.memory"]) if spec["runtime.memory"] else None
-    chosen = "" if spec["runtime.gpus"] else " (as many as processes run here; runtime.gpus=N plans for N)"
-    training = any(cost.stage not in ALONE for cost in costs)
-    where = f"on {gpus} GPU(s){chosen}" if training else "on one GPU"
-    rates = ", ".join(f"{rate / 1e12:g} in {name}" for name, rate in RATE.items())
-    out = [f"{where}, estimated, at so many TFLOP/s each: {rates}"] if costs else []
-    for cost in costs:
-        parts = ", ".join(f"{name} {size / 1e9:.3g}" for name, size in cost.memory.items() if size)
-        clip = ALONE.get(cost.stage, "")
-        size = f"{cost.parameters / 1e9:.3g} G parameters, " if cost.parameters else ""
-        out.append(
-            f"{cost.stage:<10} {clip}{size}{cost.flops / 1e15:.4g} PFLOP, "
-            f"{_time(cost.gpu_hours)}, {cost.peak / 1e9:.3g} GB per GPU ({parts})"
-        )
-        if limit is not None and cost.peak > limit:
-            ways = remedies(spec, cost.stage, gpus, limit)
-            advice = f"it would with {' | or '.join(ways)}" if ways else "no option here makes it fit"
-            if any(".batch=" in way for way in ways):
-                advice += "; another batch is another recipe, and gradients can't be accumulated over several batches"
-            if clip:
-                advice = "make the clips smaller or shorter"
-                if "cache" in cost.memory:
-                    advice += ", or stream with a smaller window (causal.mask)"
-            out.append(f"{cost.stage:<10} does not fit into {spec['runtime.memory']}; {advice}")
-    return out
-
-
-def planned(spec: Spec) -> int:
-    """How many GPUs are planned for: ``runtime.gpus``, or where it is 0 as many as processes run here."""
-    return spec["runtime.gpus"] or ranks.count()
-
-
-def _time(gpu_hours: float) -> str:
-    return f"{gpu_hours:.3g} GPU-hours" if gpu_hours >= 0.1 else f"{gpu_hours * 3600:.3g} GPU-seconds"
-
-
-def remedies(spec: Spec, stage: str, gpus: int, limit: float) -> list[str]:
-    """Changes by which a stage that does not fit would; each is enough, and none is listed that was not computed."""
-    section = {"teacher": "teacher_training"}.get(stage, stage)
-    world = build.World(spec)
-    rules = {"student": build.student_rule(spec), "teacher": build.teacher_rule(spec)}
-    feeds = {"student": "ode_init.loss" if stage == "ode_init" else "student.input",
-             "teacher": "teacher_training.loss" if stage == "teacher" else None}  # fmt: skip
-    nets = {name: network(spec, world, rule, learns_by=feeds[name]) for name, rule in rules.items()}
-    nets["real_score"] = network(spec, world, rules["teacher"], spec["real_score"] or spec["model"])
-    frozen = [nets["real_score"]] if stage == "distill" else []
-    trained = {"teacher": [nets["teacher"]], "ode_init": [nets["student"]],
-               "distill": [nets["student"], nets[spec["fake_score"]]]}.get(stage)  # fmt: skip
-    if trained is None:
-        return []
-    out = []
-    for words, setting in _changes(section, _training(spec, section, gpus)):
-        if sum(train_memory(trained, frozen, setting).values()) <= limit:
-            out.append(words)
-            if "gpus" in words:  # more of them fit as well
-                break
-    return out
-
-
-def _changes(section: str, now: Setting) -> Iterator[tuple[str, Setting]]:
-    lean = now
-    if not now.checkpointing:
-        lean = replace(lean, checkpointing=True)
-        yield f"{section}.activation_checkpointing=true", lean
-    if now.clips > 1:
-        lean = replace(lean, batch=now.gpus)
-        yield f"{section}.batch={now.gpus}" + ("" if now.checkpointing else " with activation checkpointing"), lean
-    if now.ema:
-        yield f"{section}.ema=0 with these", replace(lean, ema=False)
-    for doubled in range(1, 11):
-        count = now.gpus * 2**doubled
-        batch = max(lean.batch, count)
-        words = f"runtime.gpus={count}" + (f" {section}.batch={batch}" if batch != now.batch else "")
-        extra = "" if now.checkpointing else f" {section}.activation_checkpointing=true"
-        yield words + extra, replace(lean, gpus=count, batch=batch)
+    update = made - student.forward + _learning(student, setting)
+    for part in _counted(spec, "distill"):
+        update += fake.forward + (1 if part["guidance"] == 1.0 else 2) * real.forward
+        update += spec["distill.critic_updates"] * _learning(fake, setting)
+    return update + (spec["distill.critic_updates"] * made if _counted(spec, "distill") else 0)

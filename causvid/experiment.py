@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from causvid import build, checks, costs, progress, ranks, registry, runs, sampling_costs
+from causvid import build, checks, cost_lines, costs, progress, ranks, registry, runs, sampling_costs
 from causvid import spec as specs
 from causvid.errors import UserError
 from causvid.spec import Spec
@@ -71,9 +71,9 @@ def explained(name: str, overrides: Sequence[str], root: Path) -> tuple[list[dic
     stages = [row["stage"] for row in rows]
     # The formulas are those of one network.
     known = spec["model"]["name"] == "dit"
-    found = [*costs.of(spec, stages, costs.planned(spec)), *sampling_costs.of(spec, stages)] if known else []
+    found = [*costs.of(spec, stages, cost_lines.planned(spec)), *sampling_costs.of(spec, stages)] if known else []
     by_stage = {cost.stage: cost.as_json() for cost in found}
-    lines = costs.lines(spec, found)
+    lines = cost_lines.lines(spec, found)
     differs = build.train_stream_mismatch(spec, build.World(spec).latent_shape[0])
     told = [*lines, f"train_stream_mismatch: {differs}"] if differs else lines
     return [row | {"cost": by_stage.get(row["stage"])} for row in rows], told
@@ -172,7 +172,7 @@ def run_spec(spec: Spec, root: Path) -> Outcome:
     set_threads(spec)
     build.device(spec)  # joins the processes
     wanted = spec["runtime.gpus"]
-    if wanted not in (0, ranks.count()):
+    if wanted not in (None, ranks.count()):
         raise UserError(
             f"runtime.gpus is {wanted}, and {ranks.count()} process(es) run: start them with torchrun --nproc-per-node "
             f"{wanted} -m causvid run {spec.name} (on several machines: docs/wan.md)"

@@ -21,13 +21,13 @@ def only_samples(spec: Spec) -> bool:
 
 
 def of(spec: Spec, stages: Sequence[str]) -> list[Cost]:
-    """The costs of making one clip, where the stages lead to a network that makes them, and of encoding one.
+    """The costs of a prompt's text, of a clip, where the stages lead to a network that makes it, and of encoding one.
 
     Args:
         stages: those that are planned.
     """
     world = build.World(spec)
-    out = []
+    out = [_text(world)] if hasattr(world.text_encoder, "encoding") else []
     if only_samples(spec) or {"ode_init", "distill"} & set(stages):
         out.append(_generate(spec, world))
     if world.holds_latents and hasattr(world.codec, "encoding"):
@@ -63,6 +63,13 @@ def _generate(spec: Spec, world: build.World) -> Cost:
         states = coding.state if block < frames else 0.0
         working = max(working, coding.most + states + _pixels(world, block))
     return Cost("generate", net.parameters, flops, seconds / 3600, {**memory, "activations": working})
+
+
+def _text(world: build.World) -> Cost:
+    """One prompt whose embeddings are not kept yet; the encoder is let go before any other network is loaded."""
+    encoder, work = world.text_encoder, world.text_encoder.encoding()
+    memory = {"weights": float(encoder.parameters * encoder.dtype.itemsize), "activations": work.most}
+    return Cost("text", encoder.parameters, work.flops, work.flops / costs.RATE["bf16"] / 3600, memory)
 
 
 def _encode(world: build.World) -> Cost:

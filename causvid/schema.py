@@ -150,15 +150,15 @@ class Evaluation:
 class Runtime:
     """How to run, not what: outside every hash. ``threads`` 0 takes every core; ``loggers`` beside ``jsonl``.
 
-    ``gpus``, ``memory`` of each ("24GB"): what 'causvid plan' plans for; ``gpus`` 0 are as many as processes run (one
-    without torchrun), and a run of other than ``gpus`` processes is refused. ``weights``: the folder of Wan2.1;
+    ``gpus``, ``memory`` of each ("24GB"): what 'causvid plan' plans for; ``gpus`` null are as many as processes run
+    (one without torchrun), and a run of other than ``gpus`` processes is refused. ``weights``: the folder of Wan2.1;
     ``teacher``: its transformer, where that lies elsewhere; ``real_score``: another network for the real score. The
     digests of what is read are in the hash. ``monitor``: what judges a network while it trains.
     """
 
     threads: int = number(0, least=0, most=1024)
     device: str = "cpu"  # a device of torch's, or auto: an accelerator if there is one
-    gpus: int = number(0, least=0, most=100_000)
+    gpus: int | None = number(None, least=1, most=100_000)
     memory: str | None = None
     weights: str | None = None
     teacher: str | None = None

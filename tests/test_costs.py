@@ -10,7 +10,7 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from causvid import build, cli, costs, experiment, spec, training
+from causvid import build, cli, cost_lines, costs, experiment, spec, training
 from causvid.errors import UserError
 from causvid.types import Text
 
@@ -131,6 +131,22 @@ def test_memory_of_a_step_is_what_it_takes(cut, precision, checkpointing):
     assert cost.peak == pytest.approx(measured, rel=0.15), cost.memory
 
 
+def test_what_the_formulas_do_not_count_is_named_at_its_stage(cut, capsys, tmp_path):
+    """And a sum is counted without it: one of DMD alone costs what DMD does, one of two DMDs more."""
+    plain, sums = costs.of(spec.load(cut), ["distill"], 1)[0], {}
+    assert plain.not_counted == ()
+    for name, parts in {"one": "dmd", "with": "dmd, gan", "two": "dmd, dmd"}.items():
+        arm = [f"loss={{name: sum, of: [{parts}]}}"]
+        (sums[name],) = costs.of(spec.load(cut, arm), ["distill"], 1)
+    assert sums["one"].flops == sums["with"].flops < sums["two"].flops < 2 * sums["one"].flops
+    assert sums["with"].not_counted == ("loss 'gan'",) and sums["two"].not_counted == ()
+    status, _, err = call(capsys, "tiny/causvid", "loss={name: sum, of: [dmd, gan]}", "distill.critic_optimizer=adamw",
+                          "--runs", str(tmp_path))  # fmt: skip
+    assert status == 0 and "distill not counted here: loss 'gan' generate" in err
+    status, _, err = call(capsys, "tiny/causvid", "--runs", str(tmp_path))
+    assert status == 0 and "not counted here" not in err and "not counted: latents and text of a batch" in err
+
+
 def test_memory_is_shared_by_processes_and_the_whole_is_told_by_hand(cut):
     arm = spec.load(cut)
     one, two = (costs.of(arm, ["distill"], n)[0] for n in (1, 2))
@@ -158,23 +174,28 @@ def test_the_plan_of_the_released_recipe_on_its_64_gpus_and_on_a_small_one(capsy
     cost = rows["distill"]["cost"]
     assert cost["parameters"] == 3 * 1_418_996_800 and cost["peak"] < 80e9 and cost["gpu_hours"] > 10
     small = spec.load("wan/causal_dmd", ["runtime.gpus=1", "runtime.memory=24GB"])
-    told = "\n".join(costs.lines(small, costs.of(small, ["distill"], 1)))
+    told = "\n".join(cost_lines.lines(small, costs.of(small, ["distill"], 1)))
     assert "distill    does not fit into 24GB; it would with" in told and "runtime.gpus=" in told
-    assert "distill.batch=4" in told and "another batch is another recipe" in told
+    assert "distill.batch=8" in told and "another batch is another recipe" in told
 
 
 def test_how_many_gpus_are_planned_for_is_said_where_nobody_chose_them(capsys, tmp_path):
-    """0, the default, means as many as processes run: one here."""
-    for override, told in (([], True), (["runtime.gpus=0"], True), (["runtime.gpus=1"], False)):
+    """The default means as many as processes run: one here; and none is no number of GPUs."""
+    for override, told in (([], True), (["runtime.gpus=null"], True), (["runtime.gpus=1"], False)):
         status, _, err = call(capsys, "tiny/causvid", *override, "--runs", str(tmp_path))
         assert status == 0 and "on 1 GPU(s)" in err
         assert ("as many as processes run here; runtime.gpus=N plans for N" in err) == told
+    status, _, err = call(capsys, "tiny/causvid", "runtime.gpus=0", "--runs", str(tmp_path))
+    assert status == 2 and "runtime.gpus: must be at least 1 " in err
 
 
 def test_what_would_make_it_fit_does(cut):
     arm = spec.load(cut, ["distill.activation_checkpointing=false", "distill.batch=8"])
     limit = 0.7 * costs.of(arm, ["distill"], 1)[0].peak
-    ways = costs.remedies(arm, "distill", 1, limit)
+    (pairs,) = costs.of(arm, ["ode_pairs"], 1)
+    assert cost_lines.remedies(arm, "ode_pairs", 1, 0.99 * pairs.peak) == ["ode_pairs.batch=1"]
+    assert cost_lines.remedies(arm, "ode_pairs", 1, pairs.memory["weights"]) == []
+    ways = cost_lines.remedies(arm, "distill", 1, limit)
     assert ways
     for way in ways:
         changes = [word for word in way.split() if "=" in word]
@@ -186,7 +207,11 @@ def test_what_would_make_it_fit_does(cut):
 @pytest.mark.parametrize("size", ["24", "24TB", "much", "1.2.3GB"])
 def test_sizes_are_read_with_their_unit(size):
     if size == "24":
-        assert costs.memory_of(size) == 24 and costs.memory_of("24GB") == 24e9 and costs.memory_of("2 GiB") == 2**31
+        assert (
+            cost_lines.memory_of(size) == 24
+            and cost_lines.memory_of("24GB") == 24e9
+            and cost_lines.memory_of("2 GiB") == 2**31
+        )
     else:
         with pytest.raises(UserError, match="is no size"):
-            costs.memory_of(size)
+            cost_lines.memory_of(size)

@@ -39,7 +39,7 @@ LEVELS = (
     ("training", "tracking"),
     ("stages",),
     ("costs",),
-    ("sampling_costs",),
+    ("sampling_costs", "cost_lines"),
     ("experiment",),
     ("streaming",),
     ("generation",),

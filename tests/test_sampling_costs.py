@@ -6,49 +6,22 @@ import json
 
 import pytest
 import torch
+from live_memory import Live
 from test_costs import call, cut  # noqa: F401  (a fixture)
 from torch import nn
-from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from causvid import build, costs, sampling_costs, spec
+from causvid.models.umt5 import Umt5
 from causvid.models.wan_vae import VaeState, WanVae
 from causvid.randomness import Draw
 from causvid.types import Text
 
 
-class Live(TorchDispatchMode):
-    """Bytes of all storages that are alive after an operation, at their peak.
-
-    PyTorch's own tracker refuses modules that are called several times, as the VAE's are for each latent.
-    """
-
-    def __init__(self, held):
-        super().__init__()
-        self.live, self.peak = {}, 0
-        self._note(held)
-
-    def _note(self, tree):
-        for each in tree_leaves(tree):
-            if isinstance(each, torch.Tensor):
-                storage = each.untyped_storage()
-                reference = StorageWeakRef(storage)
-                self.live[reference.cdata] = (reference, storage.nbytes())
-        self.live = {key: found for key, found in self.live.items() if not found[0].expired()}
-        self.peak = max(self.peak, sum(size for _, size in self.live.values()))
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        self._note(out)
-        return out
-
-
 def peak(work, network, *held):
     """Bytes at the peak of some work, with what is there before it: a network's weights, and tensors."""
-    live = Live([*network.parameters(), *network.buffers(), *held])
+    live = Live(*network.parameters(), *network.buffers(), *held)
     with torch.no_grad(), live:
         work()
     return live.peak
@@ -121,7 +94,7 @@ def test_flops_of_the_teacher_and_of_a_bidirectional_student():
         arm = spec.load(name)
         world = build.World(arm)
         net = costs.network(arm, world, build.teacher_rule(arm))
-        (cost,) = sampling_costs.of(arm, [])
+        _, cost = sampling_costs.of(arm, [])
         assert cost.flops == passes * net.forward + world.codec.decoding(21, 60, 104).flops
         assert cost.memory["weights"] == 2 * 1_418_996_800 and "cache" not in cost.memory
 
@@ -171,9 +144,36 @@ def test_memory_of_a_pass_of_the_teacher_is_what_it_takes(cut, precision):  # no
 def test_the_cache_of_the_released_sizes():
     """In bf16 all 21 latent frames of a clip; or the window's 21, less the three of the block at work."""
     for name, frames in (("wan/causal", 21), ("wan/causal_window", 18)):
-        (cost,) = sampling_costs.of(spec.load(name), [])
+        _, cost = sampling_costs.of(spec.load(name), [])
         assert abs(cost.memory["cache"] / 2**30 - 5.6 * frames / 21) < 0.05
         assert cost.memory["codec"] == 507_609_880 and cost.memory["codec state"] > 3.5e9
+
+
+ENCODERS = [(256, 2, 4, 1280, 64), (512, 1, 32, 64, 256)]
+
+
+@pytest.mark.parametrize(("dim", "layers", "heads", "ffn_dim", "length"), ENCODERS)
+def test_what_a_prompt_takes_is_counted(dim, layers, heads, ffn_dim, length):
+    """Weights exactly, FLOPs to 2%, memory to 15%: by its feed-forward, and by its attention."""
+    pytest.importorskip("transformers")
+    encoder = Umt5(dim, layers, heads, ffn_dim, 64, length)
+    model, work = encoder.empty().to(torch.bfloat16).eval(), encoder.encoding()
+    tokens = torch.ones(1, length, dtype=torch.long)
+    assert sum(p.numel() for p in model.parameters()) == encoder.parameters
+    assert count(lambda: model(tokens)) == pytest.approx(work.flops, rel=0.02)
+    weights = 2 * encoder.parameters
+    assert weights + work.most == pytest.approx(peak(lambda: model(tokens), model, tokens), rel=0.15)
+
+
+def test_the_released_text_encoder_is_told_beside_what_comes_after_it(capsys, tmp_path):
+    text, _ = sampling_costs.of(spec.load("wan/causal"), [])
+    assert text.parameters == 5_680_910_336 and 11.3e9 < text.memory["weights"] < text.peak < 11.5e9
+    for name in ("wan/causal", "wan/causal_dmd"):
+        status, _, err = call(capsys, name, "runtime.memory=8GB", "--runs", str(tmp_path))
+        assert status == 0 and "text one prompt, before any network is loaded: 5.68 G parameters" in err
+        assert "text does not fit into 8GB; encode on the CPU first" in err
+    status, _, err = call(capsys, "tiny/causvid", "--runs", str(tmp_path))
+    assert status == 0 and "one prompt" not in err
 
 
 SAMPLERS = ["causal", "causal_4step", "causal_window", "bidirectional", "teacher_euler", "teacher_unipc", "teacher_14b"]

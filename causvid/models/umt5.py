@@ -21,6 +21,7 @@ from causvid import weights as files_of
 from causvid.errors import UserError
 from causvid.models import libraries
 from causvid.models.layouts import Link, fill, same, shapes_of
+from causvid.models.wan_vae import Work
 from causvid.registry import register
 from causvid.tensor_files import TensorFiles, open_tensors
 from causvid.types import Text
@@ -116,6 +117,20 @@ class Umt5:
             row = rows[prompt]
             out[index, : len(row)] = row.float()
         return Text(out)
+
+    @property
+    def parameters(self) -> int:
+        """How many weights the network has; 32 buckets of relative positions in every layer."""
+        per_layer = 4 * self.dim**2 + 3 * self.dim * self.ffn_dim + 2 * self.dim + 32 * self.heads
+        return self.vocabulary_size * self.dim + self.layers * per_layer + self.dim
+
+    def encoding(self) -> Work:
+        """What a prompt of full length takes; bytes beside the weights, in bf16."""
+        length, dim = self.length, self.dim
+        flops = self.layers * length * (2 * (4 * dim**2 + 3 * dim * self.ffn_dim) + 4 * length * dim)
+        # Attention with its table of positions, or the feed-forward: counted tensor by tensor.
+        most = length * max(14 * dim + 4 * self.heads * length, 8 * (dim + self.ffn_dim))
+        return Work(float(flops), 0.0, float(most))
 
     def release(self) -> None:
         """Let go of the network and its file; the next prompt that is not stored opens them again."""
