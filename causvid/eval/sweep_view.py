@@ -15,7 +15,7 @@ from causvid.eval.sweep_page import HELD_OUT, SEED, TOTALS, Findings, Group, num
 from causvid.eval.tables import CAPTION, PICTURE
 
 TEMPLATE = Path(__file__).with_name("sweep.html.j2")
-HUES = 8  # colours of the page; from the ninth arm on they come again, dashed
+HUES = 8  # colours of the page; from the ninth arm on they come again, on squares and dashed lines
 SHOWN_FIRST = 3  # prompts whose videos are open when the page opens
 DRIFT_FIRST = (
     "total",
