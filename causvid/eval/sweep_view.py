@@ -28,7 +28,7 @@ DRIFT_FIRST = (
 )
 UNITS = {measure.key: (measure.heading, measure.unit, measure.meaning) for measure in (*CAPTION, *PICTURE)}
 MEANINGS = {
-    "temporal_flickering": "VBench, exact: 1 is still; not filtered for static videos",
+    "temporal_flickering": "VBench, exact: 1 is still; of static videos where the protocol has a static filter",
     "proxy_dynamics": "proxy: speed of the fastest pixels, px per frame at 256 px",
     "proxy_smoothness": "proxy: 1 - error of frames warped by optical flow",
     "proxy_consistency": "proxy: overlap of colour histograms",
