@@ -10,6 +10,14 @@ import typer
 
 from causvid.errors import UserError
 
+StaticFilterOption = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        help="Videos of each prompt of temporal flickering (upstream: 25), of which the first 5 static ones are "
+        "judged, by upstream's filter, which needs RAFT. 0: no filter.",
+    ),
+]
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help="Judge videos and aggregate scores (VBench).")
 JsonOption = Annotated[bool, typer.Option("--json", help="End with one JSON line on stdout.")]
 PARTIAL = 3  # exit status: done in part
@@ -60,6 +68,7 @@ def videos(
     device: Annotated[str, typer.Option(help="Of the reference judge.")] = "cpu",
     long_compat: Annotated[Literal["clean", "upstream"], typer.Option(help="How long videos are cut.")] = "clean",
     semantic: Annotated[bool, typer.Option("--semantic", help="Cut long videos at scene changes first.")] = False,
+    static_filter: StaticFilterOption = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Judge a folder of videos, in the dimensions that need no weights, with --weights in all; goes on after a stop.
@@ -75,13 +84,16 @@ def videos(
     from causvid import progress
     from causvid.eval import evaluate_suite, reference, suites
     from causvid.eval.clips import Policy
+    from causvid.eval.static_filter import told
 
     suite = suites.read_suite(prompts or reference.prompts_file())
     with progress.bar("judge", 1) as show:
         found = evaluate_suite.evaluate(
             folder, suite, out, Policy(long_compat, semantic), per_prompt, dimension, weights, (), device,
-            lambda done, total: show(done, f"of {total} videos"),
+            lambda done, total: show(done, f"of {total} videos"), static_filter,
         )  # fmt: skip
+    if found.sifted:
+        progress.say(told(found.sifted))
     for name, problem in found.problems:
         progress.say(f"left out: '{name}' {problem}")
     for name, reason in found.unjudged.items() if weights else ():
@@ -106,6 +118,7 @@ def sample(
     seconds: Annotated[float, typer.Option(min=0.1, help="Of vbench_long: least length of a video.")] = 5.0,
     fps: Annotated[float, typer.Option(min=1, help="Frames per second.")] = 16,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many prompts.")] = None,
+    static_filter: StaticFilterOption = 0,
     shard: Annotated[
         str, typer.Option(help="Part K of N, as 0/4: as many processes as you like share a folder.")
     ] = "0/1",
@@ -128,7 +141,10 @@ def sample(
     from causvid import progress, suite_generation
     from causvid.eval import benchmarks, sampling
 
-    given = {"prompts": None if prompts is None else str(prompts), "per_prompt": per_prompt, "fps": fps, "limit": limit}
+    given = {
+        "prompts": None if prompts is None else str(prompts), "per_prompt": per_prompt, "fps": fps, "limit": limit,
+        "static_filter": static_filter,
+    }  # fmt: skip
     found = benchmarks.vbench(**given) if suite == "vbench" else benchmarks.vbench_long(seconds=seconds, **given)
     order = suite_generation.Order(found, out, sampling.shard_of(shard))
     if weights is None:

@@ -59,7 +59,9 @@ def sweep(
     if status:
         rows = experiment.sweep_status(spec, given, runs)
         for row in rows if not as_json else []:
-            print(f"{row['done']:>3} of {row['stages']} stages  {json.dumps(row['arm'])}  {row['next']}".rstrip())
+            first, *more = row["next"].split("; ")
+            why = f"{first}; and {len(more)} more reasons" if len(more) > 1 else row["next"]
+            print(f"{row['done']:>3} of {row['stages']} stages  {row['label']}  {why}".rstrip())
         if as_json:
             print(json.dumps(rows))
         return

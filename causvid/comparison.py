@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from causvid import experiment, progress, runs, weights
+from causvid import arm_labels, experiment, progress, runs, weights
 from causvid import spec as specs
 from causvid.data.video import encode_mp4
 from causvid.eval import sweep_page, sweep_view
@@ -25,14 +25,14 @@ INLINE = 300_000  # bytes up to which a suite's file is part of the page; larger
 
 def finished(spec: str, overrides: Sequence[str], root: Path, errors: Sequence[str]) -> list[Arm]:
     """Arms that a launcher ran, as their results are in the store; one that failed has its error."""
-    store, out = runs.Store(root.resolve()), []
-    for (values, arm), error in zip(experiment.arms_of(spec, overrides), errors, strict=True):
+    store, out, arms = runs.Store(root.resolve()), [], experiment.arms_of(spec, overrides)
+    for (values, arm), label, error in zip(arms, arm_labels.labels(arms), errors, strict=True):
         nodes = experiment.plan(arm)
         waiting = [node.name for node in nodes if not store.done(node)]
         if error or waiting:
-            out.append(Arm(values, None, error or f"not finished: {', '.join(waiting)} to do"))
+            out.append(Arm(values, label, None, error or f"not finished: {', '.join(waiting)} to do"))
         else:
-            out.append(Arm(values, experiment.outcome(nodes, store)))
+            out.append(Arm(values, label, experiment.outcome(nodes, store)))
     return out
 
 
@@ -42,7 +42,9 @@ def write(spec: str, arms: Sequence[Arm], root: Path, across: bool = False) -> P
     Raises:
         UserError: arms were judged under different protocols, and ``across`` was not asked for.
     """
-    rows = [{"arm": a.values, **(a.outcome.as_json() if a.outcome else {"error": a.error})} for a in arms]
+    rows = [
+        {"arm": a.values, "label": a.label, **(a.outcome.as_json() if a.outcome else {"error": a.error})} for a in arms
+    ]
     identity = hashlib.sha256(runs.canonical([spec, [row["arm"] for row in rows]]).encode()).hexdigest()[:16]
     path = root.resolve() / "sweeps" / f"{identity}.json"
     page = sweep_page.findings(spec, [judged(arm, path.parent) for arm in arms], across)
@@ -57,10 +59,11 @@ def write(spec: str, arms: Sequence[Arm], root: Path, across: bool = False) -> P
 
 def show(name: str, page: sweep_page.Findings) -> None:
     """The first measures of every arm, as a table for eyes."""
-    from rich.table import Table
+    from rich.table import Column, Table
 
     measures = page.measures[:5]
-    table = Table("arm", "seeds", *map(sweep_view.heading, measures), title=f"{name}  {page.mark}".strip())
+    arm = Column("arm", overflow="fold", min_width=24)  # names are read, numbers may be cut
+    table = Table(arm, "seeds", *map(sweep_view.heading, measures), title=f"{name}  {page.mark}".strip())
     for group in page.groups:
         cells = [group.cells.get(measure) for measure in measures]
         shown = ["-" if c is None else f"{c.mean:.3f}" + _verdict(c.difference) for c in cells]
@@ -76,7 +79,7 @@ def judged(arm: Arm, page_folder: Path) -> Judged:
     """What the page needs of an arm."""
     outcome = arm.outcome
     if outcome is None or "evaluate" not in outcome.folders:
-        return Judged(arm.values, {}, error=arm.error)
+        return Judged(arm.values, {}, error=arm.error, label=arm.label)
     folder = outcome.folders["evaluate"]
     table = json.loads((folder / "scores.json").read_text())
     suites = {HELD_OUT: _held_out(table)}
@@ -85,7 +88,8 @@ def judged(arm: Arm, page_folder: Path) -> Judged:
     suites |= {name: _suite(results) for name, results in found.items()}
     cost = {name: (each.name, _seconds(each)) for name, each in outcome.folders.items() if name != "report"}
     videos = _suite_videos(found, outcome, page_folder) or _clips(outcome, table["captions"])
-    return Judged(arm.values, suites, outcome.timings, _relative(outcome.report, page_folder), "", cost, videos)
+    report = _relative(outcome.report, page_folder)
+    return Judged(arm.values, suites, outcome.timings, report, "", cost, videos, arm.label)
 
 
 def _held_out(table: Mapping[str, Any]) -> Scored:

@@ -12,7 +12,11 @@ from typing import Any
 
 import torch
 
+<<<<<<< HEAD
 from causvid import build, checks, cost_lines, costs, progress, ranks, registry, runs, sampling_costs
+=======
+from causvid import arm_labels, build, checks, costs, progress, ranks, registry, runs, sampling_costs
+>>>>>>> i6
 from causvid import spec as specs
 from causvid.errors import UserError
 from causvid.spec import Spec
@@ -201,9 +205,10 @@ def _json(path: Path) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Arm:
-    """An arm of a sweep: what it sets, and what came out or why it failed."""
+    """An arm of a sweep: what it sets, what it is called without its seed, and what came out or why it failed."""
 
     values: dict[str, Any]
+    label: str
     outcome: Outcome | None
     error: str = ""
 
@@ -220,29 +225,40 @@ def sweep(name: str, overrides: Sequence[str], root: Path) -> list[Arm]:
     for _, arm in arms:
         plan(arm)
     out = []
-    for values, arm in arms:
+    for (values, arm), label, told in zip(arms, arm_labels.labels(arms), arm_labels.labels(arms, True), strict=True):
         try:
-            out.append(Arm(values, run_spec(arm, root)))
+            out.append(Arm(values, label, run_spec(arm, root)))
         except Exception as error:  # the other arms are worth as much as before
-            out.append(Arm(values, None, f"{type(error).__name__}: {error}"))
-            progress.console.print(f"failed: {values}: {out[-1].error}", markup=False, soft_wrap=True)
+            out.append(Arm(values, label, None, f"{type(error).__name__}: {error}"))
+            progress.console.print(f"failed: {told}: {out[-1].error}", markup=False, soft_wrap=True)
     return out
 
 
 def sweep_status(name: str, overrides: Sequence[str], root: Path) -> list[dict[str, Any]]:
-    """For each arm what it sets, how many of its stages are done, and the first that is not."""
-    store, rows = runs.Store(root.resolve()), []
-    for values, arm in arms_of(name, overrides):
+    """For each arm what it sets, its name, how many of its stages are done, and the first that is not."""
+    store, rows, arms = runs.Store(root.resolve()), [], arms_of(name, overrides)
+    for (values, arm), label in zip(arms, arm_labels.labels(arms, True), strict=True):
         nodes = plan(arm)
         waiting = [node for node in nodes if not store.done(node)]
         next_stage = f"{waiting[0].name}: {store.explain(waiting[0])}" if waiting else ""
-        rows.append({"arm": values, "done": len(nodes) - len(waiting), "stages": len(nodes), "next": next_stage})
+        rows.append(
+            {"arm": values, "label": label, "done": len(nodes) - len(waiting), "stages": len(nodes), "next": next_stage}
+        )
     return rows
 
 
 def arms_of(name: str, overrides: Sequence[str]) -> list[tuple[dict[str, Any], Spec]]:
-    """The arms of a sweep: what each sets, and its whole spec."""
-    return [(values, specs.load(name, [*overrides, *as_overrides(values)])) for values in grid(name, overrides)]
+    """The arms of a sweep: what each sets, and its whole spec.
+
+    Raises:
+        UserError: two arms are one experiment, which would count one training as two.
+    """
+    arms = [(values, specs.load(name, [*overrides, *as_overrides(values)])) for values in grid(name, overrides)]
+    for number, (values, arm) in enumerate(arms):
+        for earlier, other in arms[:number]:
+            if arm.data == other.data:
+                raise UserError(f"{name}: sweep: {earlier} and {values} are one experiment; name each arm once")
+    return arms
 
 
 def grid(name: str, overrides: Sequence[str]) -> list[dict[str, Any]]:

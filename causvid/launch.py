@@ -10,13 +10,13 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from causvid import experiment, progress
+from causvid import arm_labels, experiment, progress
 from causvid.errors import UserError
 from causvid.registry import did_you_mean
 
@@ -27,11 +27,11 @@ RESERVED = {"array_parallelism", "name"}  # set by us
 
 @dataclass(frozen=True)
 class Work:
-    """An arm to run: the spec and its overrides."""
+    """An arm to run: the spec, its overrides, and its name with the seed."""
 
     spec: str
     overrides: tuple[str, ...]
-    values: Mapping[str, Any]
+    label: str
 
     def command(self, root: Path) -> list[str]:
         """The command line that runs it."""
@@ -44,10 +44,10 @@ def works(spec: str, overrides: Sequence[str]) -> list[Work]:
     Raises:
         UserError: no sweep in the spec, or a key or value that is wrong in any arm.
     """
-    found = []
-    for values, arm in experiment.arms_of(spec, overrides):
+    found, arms = [], experiment.arms_of(spec, overrides)
+    for (values, arm), label in zip(arms, arm_labels.labels(arms, True), strict=True):
         experiment.plan(arm)
-        found.append(Work(spec, (*overrides, *experiment.as_overrides(values)), values))
+        found.append(Work(spec, (*overrides, *experiment.as_overrides(values)), label))
     return found
 
 
@@ -70,7 +70,7 @@ def local(arms: Sequence[Work], root: Path, workers: int, threads: int) -> list[
             running.add(process)
             status = process.wait()
             running.discard(process)
-        progress.say(f"arm {number + 1} of {len(arms)} {'done' if status == 0 else 'failed'}: {arms[number].values}")
+        progress.say(f"arm {number + 1} of {len(arms)} {'done' if status == 0 else 'failed'}: {arms[number].label}")
         return "" if status == 0 else f"exit status {status}: {_tail(path)}"
 
     with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
@@ -175,7 +175,7 @@ def cluster(
         for number, job in enumerate(jobs):
             if number not in told and job.done():
                 told.add(number)
-                say(f"arm {number + 1} of {len(jobs)} ended: {arms[number].values}")
+                say(f"arm {number + 1} of {len(jobs)} ended: {arms[number].label}")
         if len(told) < len(jobs):
             time.sleep(poll_s)
     return [_error(job) for job in jobs]

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from causvid import build, experiment, generation, progress, runs
+from causvid import build, experiment, generation, progress, runs, weights
 from causvid.errors import UserError
 from causvid.eval import sampling
 from causvid.eval.benchmarks import CRF, Suite
@@ -58,7 +58,7 @@ def from_weights(order: Order, request: Request) -> int:
     if not studio.causal and studio.latent_frames() > studio.world.latent_shape[0]:
         raise UserError(f"{count} frames are more than '{request.spec}' samples at once; lower --seconds")
     studio = Studio(replace(request, frames=count))  # whole latents: nothing that was made is cut away
-    every = sampling.jobs(prompts, suite.per_prompt)
+    every = sampling.jobs(prompts, suite.per_prompt, suite.static_filter)
     texts = list(dict.fromkeys(job.text for job in every))
     encoder = studio.world.text_encoder
     negative = studio.world.negative_prompt if request.negative is None else request.negative
@@ -77,17 +77,20 @@ def from_weights(order: Order, request: Request) -> int:
     with progress.bar(suite.name, len(every)) as show:
         return sampling.sample(
             order.out, prompts, suite.per_prompt, make, record, suite.fps, 1, CRF, shard=order.shard,
-            show=lambda done, total: show(done, f"of {total} videos"),
+            show=lambda done, total: show(done), static_filter=suite.static_filter,
         )  # fmt: skip
 
 
 def identity(spec: Spec, request: Request) -> str:
-    """What the videos depend on: the spec's values, and names and sizes of the weights' files."""
+    """What the videos depend on: the spec's values, and the weights' files by content.
+
+    Two checkpoints of one training have the same name and size, and would share a folder of videos.
+    """
     values = {key: value for key, value in spec.data.items() if key not in ("runtime", "about", "sweep", "eval")}
     sources = [path for path in (request.weights, request.model) if path is not None]
     files: list[Any] = []
     for source in sources:
         found = [source] if source.is_file() else sorted(path for path in source.rglob("*") if path.is_file())
-        files += [[path.name, path.stat().st_size] for path in found]
+        files += [[path.name, weights.digest(path)] for path in found]
     text = runs.canonical([values, files, request.part, request.dtype, request.negative])
     return hashlib.sha256(text.encode()).hexdigest()[:16]

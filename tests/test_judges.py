@@ -109,7 +109,7 @@ def test_judge_folder_asks_both_and_a_lost_dimension_is_null_and_never_zero(upst
     ]
     for number, prompt in enumerate(prompts):
         write_mp4(upstream / "v" / f"{prompt.text}-0.mp4", moving(number, 8), fps=8)
-    monkeypatch.setattr(judges, "readiness", lambda names, folder: {"color": "no"})
+    monkeypatch.setattr(judges, "readiness", lambda names, folder, sifts: {"color": "no"})
     (upstream / "w.pth").write_bytes(b"x")
     monkeypatch.setattr(reference, "needed", lambda name, long=False: (Weights("w.pth", "nowhere"),))
     names = ["temporal_flickering", "human_action", "scene"]
@@ -133,7 +133,7 @@ def test_judge_folder_asks_both_and_a_lost_dimension_is_null_and_never_zero(upst
 class Recorder:
     """A judge that notes what it is given, and answers with the mean of the frames."""
 
-    label, weights, fast_weights, lacks = "exact: test", {}, {}, ""
+    label, weights, fast_weights, static_weights, lacks = "exact: test", {}, {}, {}, ""
 
     def __init__(self, name, mapping=None):
         self.dimension, self.mapping, self.seen = dimensions()[name], mapping, []

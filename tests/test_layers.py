@@ -30,7 +30,7 @@ LEVELS = (
     ("schema",),
     ("validate",),
     ("spec",),
-    ("fingerprint",),
+    ("fingerprint", "arm_labels"),
     ("runs", "checkpoint"),
     ("world",),
     ("build",),

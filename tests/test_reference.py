@@ -21,8 +21,9 @@ def _own_cache(tmp_path, monkeypatch):
 
 
 def test_every_dimension_has_a_loader():
-    fast = {"subject_consistency.fast", "background_consistency.fast"}  # VBench-Long judges these twice
-    assert set(LOADERS) == set(scales()) | fast
+    more = {"subject_consistency.fast", "background_consistency.fast"}  # VBench-Long judges these twice
+    more |= {"temporal_flickering.static"}  # the filter before it
+    assert set(LOADERS) == set(scales()) | more
 
 
 def test_the_doctor_says_what_is_missing_and_where_it_goes(tmp_path):

@@ -14,7 +14,7 @@ import pytest
 import torch
 from toy import toy_spec
 
-from causvid import cli, experiment, launch
+from causvid import arm_labels, cli, experiment, launch
 from causvid.errors import UserError
 from causvid.eval import quoted
 from causvid.eval.aggregate import scales, total_score
@@ -27,7 +27,11 @@ def judged(values, level, seed_effect=0.0, latency=0.1, error="", suite=None, **
     table = {"ok": scores, "trajectory": [1 - s for s in scores], "size": scores}
     each = {name: {f"p{n}": v for n, v in enumerate(column)} for name, column in table.items()}
     suites = {} if error else {HELD_OUT: Scored(each, {"captions": "abc"}), **(suite or {})}
-    return Judged(values, suites, {"latency_s": latency}, "report.html", error, **options)
+    return Judged(values, suites, {"latency_s": latency}, "report.html", error, label=called(values), **options)
+
+
+def called(values):
+    return ", ".join(f"{key}={value}" for key, value in values.items() if key != "seed")
 
 
 def grown(level, key, seeds=6):
@@ -139,7 +143,9 @@ def test_all_sixteen_give_a_total_through_the_bootstrap():
 
 def test_different_protocols_are_refused_and_marked_on_every_table_where_asked_for():
     runs = [judged({"init": "a"}, 0.1), judged({"init": "b"}, 0.2)]
-    other = Judged({"init": "b"}, {HELD_OUT: Scored(runs[1].suites[HELD_OUT].scores, {"captions": "xyz"})})
+    other = Judged(
+        {"init": "b"}, {HELD_OUT: Scored(runs[1].suites[HELD_OUT].scores, {"captions": "xyz"})}, label="init=b"
+    )
     with pytest.raises(UserError, match="held-out clips: these results have different protocols.*captions"):
         findings("x", [runs[0], other])
     page = findings("x", [runs[0], other], across=True)
@@ -178,7 +184,7 @@ def twin(name, seeds, trial):
         between = torch.randn(8, 1, generator=g) * 0.05
         values = (0.5 + torch.linspace(-0.2, 0.2, 10) + between + torch.randn(8, 10, generator=g) * 0.1).tolist()
         table = {f"m{m}": {f"p{p}": v for p, v in enumerate(row)} for m, row in enumerate(values)}
-        out.append(Judged({"about": name, "seed": seed}, {HELD_OUT: Scored(table)}))
+        out.append(Judged({"about": name, "seed": seed}, {HELD_OUT: Scored(table)}, label=name))
     return out
 
 
@@ -235,9 +241,7 @@ def test_a_cluster_that_is_not_there_and_an_option_it_lacks_are_clear_errors(tmp
 
 def stand_in(monkeypatch, script):
     """Arms that run a line of Python in place of the experiment."""
-    monkeypatch.setattr(
-        launch.Work, "command", lambda self, root: [sys.executable, "-c", script, str(self.values["n"])]
-    )
+    monkeypatch.setattr(launch.Work, "command", lambda self, root: [sys.executable, "-c", script, self.label])
 
 
 def test_local_workers_are_bounded_and_a_failed_arm_stops_no_other(tmp_path, monkeypatch):
@@ -252,7 +256,7 @@ def test_local_workers_are_bounded_and_a_failed_arm_stops_no_other(tmp_path, mon
         time.sleep(0.2); os.unlink(mine)
         sys.exit("error: out of memory" if sys.argv[1] == "2" else 0)""",
     )
-    work = [launch.Work("x", (), {"n": n}) for n in range(5)]
+    work = [launch.Work("x", (), f"{n}") for n in range(5)]
     errors = launch.local(work, tmp_path, 2, 1)
     assert [bool(error) for error in errors] == [False, False, True, False, False] and "out of memory" in errors[2]
     assert max(int((tmp_path / f"seen{n}").read_text()) for n in range(5)) == 2
@@ -276,7 +280,7 @@ def test_submitits_local_executor_runs_a_sweep_and_a_failed_arm_is_reported(tmp_
     again = subprocess.run([*line, "--launcher", "local"], capture_output=True, text=True, env=environment, check=False)
     assert again.returncode == 0 and json.loads(again.stdout.splitlines()[-1])["comparisons"] == table["comparisons"]
     made = launch.executor(tmp_path / "bad", "local", [], 2)
-    bad = [launch.Work(path, ("student.steps=1", "seed=0", "teacher_sampling.steps=0"), {})]
+    bad = [launch.Work(path, ("student.steps=1", "seed=0", "teacher_sampling.steps=0"), "bad")]
     errors = launch.cluster(bad, tmp_path / "bad", made, say=lambda text: None, poll_s=0.1)
     assert "UserError" in errors[0] or "steps" in errors[0]
 
@@ -293,3 +297,66 @@ def test_a_sweep_runs_end_to_end(tmp_path, capsys):
         table["comparisons"][0]["measures"]
     )
     assert all("student.temporal_flickering" in row["metrics"] for row in table["arms"])
+
+
+def test_contrast_is_best_at_one_and_is_shown_as_it_is():
+    def run(name, level, seed):
+        table = {"contrast": {f"p{n}": level + 0.01 * (seed % 2) for n in range(4)}}
+        return Judged({"seed": seed}, {HELD_OUT: Scored(table)}, label=name)
+
+    page = findings("x", [run(n, level, s) for n, level in (("a", 0.9), ("b", 1.5), ("c", 1.0)) for s in range(4)])
+    _, b, c = (group.cells["contrast"] for group in page.groups)
+    assert b.mean == pytest.approx(1.505) and b.difference.verdict == "worse" and c.difference.verdict == "better"
+
+
+@pytest.mark.parametrize(
+    ("sweep", "names"),
+    [
+        ("{student.steps: [1, 2], seed: [0, 1]}", ["student.steps=1"] * 2 + ["student.steps=2"] * 2),
+        # An option that equals its default is not told; one that differs is, alone.
+        ("{student.input: [backward_simulation, {name: self_rollout, exit_step: random, given_blocks: 1}]}",
+         ["student.input=backward_simulation", "student.input=self_rollout (given_blocks=1)"]),
+        # noisy is the default of data, and the base has clean: what would read alike is told in full.
+        ("{student.input: [data, {name: data, context: noisy}, {name: data, context: noisy, include_clean: true}]}",
+         None),
+        ("{student.input: [data, {name: data, context: noisy}]}",
+         ["student.input=data", "student.input=data (context=noisy)"]),
+        ("{loss: [{name: dmd, guidance: 1.25}, {name: sum, of: [{name: dmd, guidance: 2}, gan], weights: [1, 0.1]}]}",
+         ["loss=dmd (guidance=1.25)", "loss=sum (of=[dmd (guidance=2), gan], weights=[1, 0.1])"]),
+        ('{"student.steps, init": [[1, ode], [2, teacher]]}',
+         ["student.steps=1, init=ode", "student.steps=2, init=teacher"]),
+        ("{eval: [vbench_proxies, [vbench_proxies, shapes_truth]]}",
+         ["eval=vbench_proxies", "eval=[vbench_proxies, shapes_truth]"]),
+        ("{student: [{steps: 1}, {input: backward_simulation}]}",
+         ["student={steps: 1}", "student={input: backward_simulation}"]),
+        ("{seed: [0, 1]}", ["base", "base"]),
+    ],
+)  # fmt: skip
+def test_arms_have_short_names_in_which_defaults_are_left_out(tmp_path, sweep, names):
+    path = toy_spec(tmp_path, f"sweep: {sweep}")
+    if names is None:  # the last two are one experiment, whatever is written out
+        with pytest.raises(UserError, match="are one experiment"):
+            experiment.arms_of(path, [])
+        return
+    arms = experiment.arms_of(path, [])
+    assert arm_labels.labels(arms) == names
+    seeded = arm_labels.labels(arms, seeds=True)
+    assert len(set(seeded)) == len(arms) and all(
+        "seed=" in n for (v, _), n in zip(arms, seeded, strict=True) if "seed" in v
+    )
+
+
+def test_the_short_names_are_told_in_the_status_and_by_launchers(tmp_path, capsys):
+    path = toy_spec(tmp_path, "sweep: {student.input: [data, {name: self_rollout, given_blocks: 1}], seed: [3]}")
+    with pytest.raises(SystemExit):
+        cli.main(["sweep", path, "--status", "--runs", str(tmp_path / "runs")])
+    told = capsys.readouterr().out
+    assert "student.input=self_rollout (given_blocks=1), seed=3  " in told and "{" not in told
+    assert launch.works(path, [])[0].label == "student.input=data, seed=3"
+
+
+def test_an_arm_that_is_named_twice_is_refused(tmp_path):
+    """Two copies of one training would pass for two seeds that agree to the last digit."""
+    for sweep in ("{seed: [0, 0]}", "{student.steps: [1, 1]}", "{student.shift: [3, 3.0]}"):
+        with pytest.raises(UserError, match="are one experiment; name each arm once"):
+            experiment.arms_of(toy_spec(tmp_path, f"sweep: {sweep}"), [])

@@ -61,7 +61,7 @@ def both(tmp_path_factory):
     "name",
     ["subject_consistency", "background_consistency", "aesthetic_quality", "appearance_style", "imaging_quality",
      "dynamic_degree", "motion_smoothness", "temporal_flickering", "subject_consistency.fast",
-     "background_consistency.fast"],
+     "background_consistency.fast", "temporal_flickering.static"],
 )  # fmt: skip
 def test_the_driver_is_upstream(both, name):
     theirs, ours, *_ = both
@@ -104,6 +104,23 @@ def test_the_command_asks_every_judge_that_is_ready(tmp_path, both):
         assert name == "temporal_flickering" or out["protocol"]["judges"][name].startswith("reference: vbench 0.1.5")
     assert out["scores"]["aesthetic_quality"] is None and out["totals"]["quality"] is None
     assert any(file.endswith("raft-things.pth") for file in out["protocol"]["weights"])
+
+
+def test_the_static_filter_goes_before_flickering(tmp_path, both):
+    theirs, _, videos, weights = both
+    (tmp_path / "prompts.txt").write_text("clip 0\nclip 1\n")
+    line = ["eval", "videos", str(videos), "--prompts", str(tmp_path / "prompts.txt"), "--out", str(tmp_path / "out")]
+    line += ["--per-prompt", "1", "--weights", str(weights), "--dimension", "temporal_flickering"]
+    result = CliRunner().invoke(app, [*line, "--static-filter", "1", "--json"])
+    still = [name for name, kept in theirs["temporal_flickering.static"].items() if kept]
+    if not still:
+        assert isinstance(result.exception, UserError) and "keeps no video" in str(result.exception)
+        return
+    out = json.loads(result.stdout.splitlines()[-1])
+    mean = sum(theirs["temporal_flickering"][name] for name in still) / len(still)
+    assert out["scores"]["temporal_flickering"] == pytest.approx(mean, abs=1e-6)
+    assert out["static_filter"]["videos"] == len(still) and out["protocol"]["static_filter"] == 1
+    assert list(out["protocol"]["weights"]) == ["raft_model/models/raft-things.pth"]
 
 
 def test_the_doctor_finds_what_is_there(both):

@@ -34,6 +34,7 @@ import vbench.subject_consistency as subject  # noqa: E402
 import vbench.temporal_flickering as flickering  # noqa: E402
 from easydict import EasyDict  # noqa: E402
 from omegaconf import OmegaConf  # noqa: E402
+from vbench.cli import static_filter  # noqa: E402
 
 HUB = '''
 import torch
@@ -89,7 +90,8 @@ for network, path in ((small, vit_b), (large, vit_l)):  # archives of code and w
 save("aesthetic_model/emb_reader/sa_0_4_vit_l_14_linear.pth", torch.nn.Linear(768, 1).state_dict())
 musiq = save("pyiqa_model/musiq_spaq_ckpt-358bb6af.pth", imaging.MUSIQ(pretrained=False).state_dict())
 raft_options = EasyDict({"small": False, "mixed_precision": False, "alternate_corr": False})
-raft = save("raft_model/models/raft-things.pth", dynamic.RAFT(raft_options).state_dict())
+flow = {f"module.{k}": v for k, v in dynamic.RAFT(raft_options).state_dict().items()}  # named as in the published file
+raft = save("raft_model/models/raft-things.pth", flow)
 config = str(Path(smoothness.__file__).parent / "third_party/amt/cfgs/AMT-S.yaml")
 amt = save(
     "amt_model/amt-s.pth", {"state_dict": smoothness.build_from_cfg(OmegaConf.load(config).network).state_dict()}
@@ -144,6 +146,11 @@ paths = [str(path) for path in VIDEOS]
 model, _ = dreamsim.dreamsim(cache_dir=str(WEIGHTS / "dreamsim_model"), device="cpu")
 found["subject_consistency.fast"] = long_subject.subject_consistency_dinov2(dinov2, paths, "cpu", False)
 found["background_consistency.fast"] = long_background.background_consistency_dreamsim(model, None, paths, "cpu", False)
+
+static_filter.DEVICE = "cpu"
+sieve = static_filter.StaticFilter(EasyDict({**raft_options, "model": raft}), "cpu")
+results = [{"video_path": path, "video_results": sieve.infer(path)} for path in paths]
+found["temporal_flickering.static"] = (None, results)
 
 table = {}
 for name, (_, videos) in found.items():

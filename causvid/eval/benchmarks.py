@@ -14,7 +14,7 @@ from typing import Literal
 from causvid.errors import UserError
 from causvid.eval import reference
 from causvid.eval.clips import Policy
-from causvid.eval.suites import CUSTOM, VIDEOS_PER_PROMPT, Prompt, file_name, read_suite
+from causvid.eval.suites import CUSTOM, VIDEOS_PER_PROMPT, Prompt, counts, file_name, read_suite
 from causvid.registry import register
 
 LEAST_SIDE = 128  # pixels; smaller pictures are enlarged by a whole number, since h264 halves the colours' resolution
@@ -32,6 +32,8 @@ class Suite:
         limit: at most so many prompts, the first ones; None is all.
         dimensions: None is all that can be judged.
         weights: folder of the judges' files; None: ``VBENCH_CACHE_DIR`` or ~/.cache/vbench.
+        static_filter: videos of each prompt of temporal flickering, of which the first five static ones are judged;
+            0 is no filter.
     """
 
     name: str
@@ -43,10 +45,13 @@ class Suite:
     dimensions: tuple[str, ...] | None
     weights: str | None
     policy: Policy
+    static_filter: int = 0
 
     def __post_init__(self) -> None:
         if self.per_prompt < 1 or self.fps <= 0 or (self.limit or 1) < 1 or (self.seconds or 1) <= 0:
             raise ValueError("per_prompt, fps, limit and seconds must be positive")
+        if self.static_filter < 0:
+            raise ValueError(f"static_filter is a number of videos, 25 as upstream, or 0; got {self.static_filter}")
 
     @property
     def folder(self) -> Path:
@@ -84,13 +89,17 @@ class Suite:
     @property
     def sampling(self) -> list[object]:
         """The options that decide what is sampled, and not how it is judged."""
-        return [self.name, self.file, self.per_prompt, self.seconds, self.fps, self.limit]
+        return [self.name, self.file, self.per_prompt, self.seconds, self.fps, self.limit, self.static_filter]
+
+    def videos(self, prompts: Sequence[Prompt]) -> int:
+        """How many videos of these prompts there are."""
+        return sum(counts(prompts, self.per_prompt, self.static_filter).values())
 
 
 @register("suite", "vbench")
 def vbench(
     prompts: str | None = None, per_prompt: int = VIDEOS_PER_PROMPT, fps: float = 16.0, limit: int | None = None,
-    dimensions: Sequence[str] | None = None, weights: str | None = None,
+    dimensions: Sequence[str] | None = None, weights: str | None = None, static_filter: int = 0,
 ) -> Suite:  # fmt: skip
     """VBench: clips of the training length, judged whole.
 
@@ -102,28 +111,30 @@ def vbench(
         limit: at most so many prompts.
         dimensions: what is judged; by default all that can be.
         weights: folder of the judges' files; by default VBENCH_CACHE_DIR or ~/.cache/vbench.
+        static_filter: 25, as upstream: so many videos of each prompt of temporal flickering, and the first five that
+            RAFT finds static are judged. 0: no filter, and flickering is not comparable with published numbers.
     """
     names = tuple(dimensions) if dimensions else None
-    return Suite("vbench", prompts, per_prompt, None, fps, limit, names, weights, Policy())
+    return Suite("vbench", prompts, per_prompt, None, fps, limit, names, weights, Policy(), static_filter)
 
 
 @register("suite", "vbench_long")
 def vbench_long(
     prompts: str | None = None, per_prompt: int = VIDEOS_PER_PROMPT, seconds: float = 5.0, fps: float = 16.0,
     limit: int | None = None, dimensions: Sequence[str] | None = None, weights: str | None = None,
-    long_compat: Literal["clean", "upstream"] = "clean", semantic: bool = False,
+    long_compat: Literal["clean", "upstream"] = "clean", semantic: bool = False, static_filter: int = 0,
 ) -> Suite:  # fmt: skip
     """VBench-Long: videos of 5 s to minutes, judged clip by clip, and as curves over time.
 
     Args:
-        prompts, per_prompt, fps, limit, dimensions, weights: as for vbench.
+        prompts, per_prompt, fps, limit, dimensions, weights, static_filter: as for vbench.
         seconds: least length of a video.
         long_compat: how clips are cut and judged, clean, or as upstream does it for comparable numbers.
         semantic: cut at scene changes first.
     """
     names = tuple(dimensions) if dimensions else None
     policy = Policy(long_compat, semantic)
-    return Suite("vbench_long", prompts, per_prompt, seconds, fps, limit, names, weights, policy)
+    return Suite("vbench_long", prompts, per_prompt, seconds, fps, limit, names, weights, policy, static_filter)
 
 
 @register("suite", "prompts")

@@ -22,6 +22,7 @@ def evaluate(
     others: Iterable[Path] = (),
     device: str = "cpu",
     show: Callable[[int, int], None] = lambda done, total: None,
+    static_filter: int = 0,
 ) -> judging.Evaluation:
     """Judge a folder of videos and write ``rows.jsonl``, ``results.json``, ``upstream_eval_results.json`` into ``out``.
 
@@ -29,6 +30,7 @@ def evaluate(
 
     Args:
         judges_folder: weights of the reference judge; None: only what needs none is judged.
+        static_filter: of how many videos a prompt temporal flickering is judged on the static ones; 0: no filter.
         others: rows of other judgements, whose answers to equal questions are taken over.
 
     Raises:
@@ -36,10 +38,19 @@ def evaluate(
     """
     with (
         results.Store(out / "rows.jsonl", others) as store,
-        judges.judges(names, judges_folder, out / "judge.log", device) as (asked, unjudged),
+        judges.judges(names, judges_folder, out / "judge.log", device, static_filter > 0) as (asked, unjudged),
     ):
         found = judging.judge_folder(
-            folder, prompts, store, policy, per_prompt, asked, unjudged, sampling.recorded(folder), show
+            folder,
+            prompts,
+            store,
+            policy,
+            per_prompt,
+            asked,
+            unjudged,
+            sampling.recorded(folder),
+            show,
+            static_filter,
         )
     weights.write_json(out / "results.json", found.as_json())
     known = {name: score for name, score in found.scores.items() if score is not None}

@@ -20,14 +20,14 @@ import numpy as np
 from causvid import weights
 from causvid.data.clips import encode_rgb
 from causvid.errors import UserError
-from causvid.eval import reference
+from causvid.eval import reference, static_filter
 from causvid.eval.clips import TABLES, Mapping101, read_mapping
-from causvid.eval.dimensions import Dimension, dimensions, scales
+from causvid.eval.dimensions import RAFT, Dimension, dimensions, scales
 from causvid.eval.exact import FrameDimension
 from causvid.eval.footage import decode
 
 UPSTREAM_CRF = 23  # x264's default, with which upstream's long mode writes its clips
-Branch = Literal["slow", "fast"]
+Branch = Literal["slow", "fast", "static"]
 
 
 @dataclass(frozen=True)
@@ -88,13 +88,15 @@ class Judge(Protocol):
     """Answers for one dimension. ``label`` and ``weights`` (file -> digest) are part of every row's identity.
 
     ``mapping`` joins both branches of a long video, ``fast_weights`` are those of the fast one; where ``lacks`` says
-    what that branch is without, long videos can't be judged.
+    what that branch is without, long videos can't be judged. With ``static_weights`` a clip is judged only where the
+    branch "static" says that it is.
     """
 
     dimension: type[Dimension]
     label: str
     weights: Mapping[str, str]
     fast_weights: Mapping[str, str]
+    static_weights: Mapping[str, str]
     mapping: Mapping101 | None
     lacks: str
 
@@ -113,9 +115,25 @@ class Ours:
         self.label = f"{target.fidelity}: causvid, version {target.version}"
         self.weights: Mapping[str, str] = {}
         self.fast_weights: Mapping[str, str] = {}
+        self.static_weights: Mapping[str, str] = {}
 
     def score(self, clip: Clip, branch: Branch) -> float | None:
         return self._judge.score(clip.frames[..., ::-1])
+
+
+class Sifted(Ours):
+    """Temporal flickering of static clips alone; whether one is, upstream's filter says, with RAFT."""
+
+    def __init__(self, target: type[FrameDimension], process: reference.Judge, folder: Path) -> None:
+        super().__init__(target)
+        self._process = process
+        self.label += f"; static filter: {reference.JUDGE} ({reference.environment().name})"
+        self.static_weights = {RAFT.path: weights.digest(folder / RAFT.path)}
+
+    def score(self, clip: Clip, branch: Branch) -> float | None:
+        if branch == "static":
+            return self._process.ask(f"{static_filter.DIMENSION}.static", clip.path)
+        return super().score(clip, branch)
 
 
 class Theirs:
@@ -127,6 +145,7 @@ class Theirs:
         self.label = f"reference: {reference.JUDGE} ({reference.environment().name}), version {self.dimension.version}"
         self.weights: Mapping[str, str] = {f.path: weights.digest(folder / f.path) for f in reference.needed(name)}
         self.fast_weights: Mapping[str, str] = {}
+        self.static_weights: Mapping[str, str] = {}
         self.mapping: Mapping101 | None = None
         self.lacks = fast_lacks(name, folder)
         if self.dimension.fast_branch and not self.lacks:
@@ -157,18 +176,29 @@ def wanted(names: Sequence[str] | None) -> list[str]:
     return list(names or dimensions())
 
 
-def readiness(names: Sequence[str] | None, folder: Path | None) -> dict[str, str]:
+def readiness(names: Sequence[str] | None, folder: Path | None, sifts: bool = False) -> dict[str, str]:
     """Of the dimensions asked for, those that can't be judged, and why; ``folder`` holds the weights, None: no judge.
+
+    Args:
+        sifts: the static filter goes before temporal flickering.
 
     Raises:
         UserError: an unknown name, or an environment that is broken.
     """
-    known = dimensions()
-    theirs = [name for name in wanted(names) if not issubclass(known[name], FrameDimension)]
+    theirs = asked_of_them(names, sifts)
     if folder is None:
         return dict.fromkeys(theirs, "needs the reference judge: give the folder of its weights, --weights")
     found = reference.doctor(folder) if theirs else {}
+    if static_filter.DIMENSION in theirs:  # asks what dynamic degree asks: optical flow of RAFT
+        found[static_filter.DIMENSION] = found["dynamic_degree"]
     return {name: "; ".join(need.short for need in found[name]) for name in theirs if found[name]}
+
+
+def asked_of_them(names: Sequence[str] | None, sifts: bool) -> list[str]:
+    """The dimensions for which upstream's code is needed."""
+    known = dimensions()
+    sifted = static_filter.DIMENSION if sifts else None
+    return [name for name in wanted(names) if name == sifted or not issubclass(known[name], FrameDimension)]
 
 
 def fast_lacks(name: str, folder: Path) -> str:
@@ -177,13 +207,13 @@ def fast_lacks(name: str, folder: Path) -> str:
     return "; ".join(need.short for need in reference.missing_files(name, folder, True) if need not in short)
 
 
-def require(names: Sequence[str] | None, folder: Path | None, long: bool) -> dict[str, str]:
+def require(names: Sequence[str] | None, folder: Path | None, long: bool, sifts: bool = False) -> dict[str, str]:
     """As :func:`readiness`, but what is asked for by name must be ready, for ``long`` videos too.
 
     Raises:
         UserError: an unknown name; one that was asked for by name and can't be judged.
     """
-    missing = readiness(names, folder)
+    missing = readiness(names, folder, sifts)
     for name in names or ():
         reason = missing.get(name) or (fast_lacks(name, folder) if long and folder else "")
         if reason:
@@ -193,22 +223,24 @@ def require(names: Sequence[str] | None, folder: Path | None, long: bool) -> dic
 
 @contextmanager
 def judges(
-    names: Sequence[str] | None, folder: Path | None, log: Path, device: str = "cpu"
+    names: Sequence[str] | None, folder: Path | None, log: Path, device: str = "cpu", sifts: bool = False
 ) -> Iterator[tuple[dict[str, Judge], dict[str, str]]]:
     """(a judge by dimension, the others with the reason why not); the reference judge runs only if it is needed.
 
     Raises:
         UserError: an unknown name; one that was asked for by name and can't be judged.
     """
-    known, missing = dimensions(), require(names, folder, False)
+    known, missing = dimensions(), require(names, folder, False, sifts)
     able = [name for name in wanted(names) if name not in missing]
-    theirs = [name for name in able if not issubclass(known[name], FrameDimension)]
+    theirs = [name for name in asked_of_them(names, sifts) if name not in missing]
     found: dict[str, Judge] = {n: Ours(t) for n in able if issubclass(t := known[n], FrameDimension)}
     if not theirs or folder is None:
         yield found, missing
         return
     with reference.judge(folder, log, device) as process:
-        found |= {name: Theirs(name, process, folder) for name in theirs}
+        for name in theirs:
+            own = found.get(name) and known[name]
+            found[name] = Sifted(own, process, folder) if own else Theirs(name, process, folder)
         yield {name: found[name] for name in able}, missing
 
 

@@ -25,6 +25,7 @@ from causvid.eval.pooling import Judged, per_video, pool
 from causvid.eval.reference import Unusable
 from causvid.eval.results import Protocol, Question, Row, Store
 from causvid.eval.scenes import scenes
+from causvid.eval.static_filter import DIMENSION, Sieve
 from causvid.eval.suites import Prompt, Video, scan
 
 
@@ -50,6 +51,7 @@ class Evaluation:
     problems: Sequence[tuple[str, str]]
     absent: Sequence[str]
     unjudged: Mapping[str, str] = field(default_factory=dict)  # dimension -> why
+    sifted: Mapping[str, Any] | None = None  # what the static filter kept, where there was one
 
     def as_json(self) -> dict[str, Any]:
         known = {name: score for name, score in self.scores.items() if score is not None}
@@ -65,7 +67,7 @@ class Evaluation:
             },
             "over_time": drift.curves(self.rows), "drift": drift.summary(self.rows),
             "problems": [list(problem) for problem in self.problems], "absent": list(self.absent),
-            "unjudged": dict(self.unjudged),
+            "unjudged": dict(self.unjudged), "static_filter": self.sifted,
         }  # fmt: skip
 
 
@@ -121,6 +123,9 @@ def questions(
         by_scene = [clips_of(footage, name, prompt, policy, part) for part in parts]
         for number, cut in enumerate(cut for cuts in by_scene for cut in cuts):
             named = f"{stem}_{number:03d}.mp4" if long else video.path.name
+            if judge.static_weights:
+                question = Question(digest, number, cut, *known, judge.static_weights, *rest, "static")
+                out.append(Asked(question, name, "static", (cut,), named))
             out.append(Asked(Question(digest, number, cut, *known, judge.weights, *rest), name, "slow", (cut,), named))
         for number, cuts in enumerate(by_scene):
             if judge.mapping is not None and len(cuts) > 1:
@@ -152,7 +157,7 @@ class _Video:
 
     def clip(self, asked: Asked) -> Clip:
         """The clip of a question; one that several dimensions judge is read, and written, once."""
-        key = (asked.cuts, asked.branch)
+        key = (asked.cuts, asked.branch == "fast")
         if self._last is None or self._last[0] != key:
             if self._last is not None:
                 self._last[1].forget()
@@ -179,17 +184,21 @@ def judge_folder(
     unjudged: Mapping[str, str] | None = None,
     sampling: Sampling = Sampling(),
     show: Callable[[int, int], None] = lambda done, total: None,
+    static_filter: int = 0,
 ) -> Evaluation:
     """Judge a folder's videos; rows that the store has are not computed again.
 
     Args:
         asked: who answers, by dimension; see :func:`causvid.eval.judges.judges`.
         unjudged: dimensions that nobody can answer, and why.
+        static_filter: of how many videos a prompt the static ones are judged in temporal flickering; 0: no filter.
+            Videos beyond ``per_prompt`` are judged in nothing else.
 
     Raises:
         UserError: no such folder, or no video that can be judged.
     """
-    found, able, lost = scan(folder, prompts, per_prompt), dict(asked), dict(unjudged or {})
+    found, able, lost = scan(folder, prompts, per_prompt, static_filter), dict(asked), dict(unjudged or {})
+    sieve = Sieve(policy.compat)
     by_text = merged(prompts)
     files, copies = checked(found.videos)
     problems = [*found.problems, *copies]
@@ -203,7 +212,8 @@ def judge_folder(
             footage = Footage(video.path)
             if footage.count < 2:
                 raise UserError("has a single frame, which says nothing over time")
-            each = list(questions(video, digest, footage, prompt, able, policy))
+            beyond = {n: j for n, j in able.items() if n == DIMENSION} if video.index >= per_prompt else able
+            each = list(questions(video, digest, footage, prompt, beyond, policy))
         except UserError as error:
             problems.append((name, str(error)))
             continue
@@ -211,8 +221,13 @@ def judge_folder(
         with scratch() as clips:
             reader, failed = _Video(video, footage, prompt, policy, clips), {}
             answers: list[tuple[Asked, float | None]] = []
+            still: set[Any] = set()  # clips that are, where that is asked
             for item in each:
                 if item.dimension in failed or item.dimension in lost:
+                    continue
+                if item.branch == "static" and sieve.full(video.prompt, name):
+                    continue
+                if item.branch == "slow" and able[item.dimension].static_weights and item.cuts not in still:
                     continue
                 if able[item.dimension].lacks and footage.seconds >= LONG_SECONDS:
                     lost[item.dimension] = f"of long videos: {able[item.dimension].lacks}"
@@ -223,13 +238,19 @@ def judge_folder(
                         if score is None and able[item.dimension].dimension.pooling != "found_only":
                             raise UserError("the judge has nothing to say")
                         store.append(Row(item.question, score))
-                    answers.append((item, store[item.question]))
+                    if item.branch != "static":
+                        answers.append((item, store[item.question]))
+                    elif store[item.question]:
+                        still.add(item.cuts)
+                        sieve.keep(video.prompt, name)
                 except Unusable as error:
                     lost[item.dimension] = str(error)
                 except (UserError, ValueError) as error:  # a score that is no number, frames that are none
                     failed[item.dimension] = str(error)
         footage.close()
         problems += [(name, f"{dimension}: {reason}") for dimension, reason in failed.items()]
+        if DIMENSION in failed:
+            sieve.drop(video.prompt, name)
         for item, score in answers:
             if item.dimension in failed:  # a part of a video's clips is no score of it
                 continue
@@ -238,6 +259,8 @@ def judge_folder(
             row = Judged(name, item.question.clip, score, stop - start, seconds)
             (fast if item.branch == "fast" else slow).setdefault(item.dimension, []).append(row)
     show(len(files), len(files))
+    if sieve.asked and DIMENSION not in slow:
+        lost.setdefault(DIMENSION, "the static filter keeps no video")
     for name in lost:
         slow.pop(name, None)
     if not slow:
@@ -255,16 +278,22 @@ def judge_folder(
         {
             file: digest
             for name in ordered
-            for used in (asked[name].weights, asked[name].fast_weights if name in fast else {})
+            for used in read_by(asked[name], name in fast)
             for file, digest in used.items()
         },
-        sampling.seeds, sampling.codec, sampling.length,
+        sampling.seeds, sampling.codec, sampling.length, static_filter or False,
     )  # fmt: skip
     scores = official(scored)
     return Evaluation(
         protocol, scores, {name: score for name, score in scored.items() if name not in scores},
         {name: slow[name] for name in ordered}, videos, judged, sorted(problems), found.absent, lost,
+        sieve.as_json() if static_filter else None,
     )  # fmt: skip
+
+
+def read_by(judge: Judge, fast: bool) -> tuple[Mapping[str, str], ...]:
+    """The files that a judge read, with their digests."""
+    return judge.weights, judge.static_weights, judge.fast_weights if fast else {}
 
 
 def fused(rows: Sequence[Judged], fast: Sequence[Judged], judge: Judge, policy: Policy) -> dict[str, float | None]:

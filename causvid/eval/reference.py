@@ -22,7 +22,7 @@ from typing import Any
 from causvid import weights as files
 from causvid.errors import UserError
 from causvid.eval.clips import TABLES
-from causvid.eval.dimensions import Dimension, Weights, dimensions
+from causvid.eval.dimensions import RAFT, Dimension, Weights, dimensions
 from causvid.eval.exact import FrameDimension
 
 WORKER = Path(__file__).with_name("vbench_worker.py")
@@ -95,10 +95,11 @@ def prompts_file() -> Path:
     raise UserError(f"the reference judge's environment is broken; remove {environment()} and set it up again")
 
 
-def state(names: Sequence[str], folder: Path) -> list[list[Any]]:
+def state(names: Sequence[str], folder: Path, sifts: bool = False) -> list[list[Any]]:
     """What a judgement depends on outside the spec, told without reading it: the environment, and the files there."""
     found: list[list[Any]] = [[environment().name, ready()]]
-    for path in sorted({folder / file.path for name in names for file in needed(name, True)}):
+    files_of = {file.path for name in names for file in needed(name, True)} | ({RAFT.path} if sifts else set())
+    for path in sorted(folder / name for name in files_of):
         if path.is_file():
             found.append([str(path), path.stat().st_size, path.stat().st_mtime_ns])
     return found

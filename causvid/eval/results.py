@@ -15,7 +15,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from causvid import weights
 from causvid.errors import UserError
@@ -36,7 +36,7 @@ class Question:
     decoder: str = ""
     clip_policy: str = ""
     prompt: str | None = None  # of dimensions that compare with it; what a rule looks for, too
-    branch: str = "slow"  # or fast: the first frames of all clips
+    branch: str = "slow"  # or fast: the first frames of all clips; or static: whether a clip is (1 or 0)
 
     @property
     def key(self) -> str:
@@ -148,7 +148,7 @@ class Protocol:
     seeds: str | None = None  # how each video's noise is drawn; None: not recorded by who sampled
     codec: str | None = None  # how the videos were encoded; None: not recorded
     length: str | None = None  # frames and rate; None: not recorded
-    static_filter: bool = False  # before temporal flickering
+    static_filter: Literal[False] | int = False  # before temporal flickering: of how many videos a prompt
 
     @property
     def id(self) -> str:

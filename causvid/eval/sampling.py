@@ -18,7 +18,7 @@ from causvid import weights
 from causvid.data.video import write_mp4
 from causvid.errors import UserError
 from causvid.eval.judging import Sampling
-from causvid.eval.suites import RECORD, Prompt, check_case, file_name
+from causvid.eval.suites import RECORD, Prompt, check_case, counts, file_name
 from causvid.randomness import key
 
 SEEDS = "of prompt and index, version 1"
@@ -38,14 +38,15 @@ def seed_of(prompt: str, index: int) -> int:
     return key("suite", prompt, index) % 2**31
 
 
-def jobs(prompts: Sequence[Prompt], per_prompt: int) -> list[Job]:
+def jobs(prompts: Sequence[Prompt], per_prompt: int, static_filter: int = 0) -> list[Job]:
     """Every video of a suite, each once, whole sets of one index first: a stopped run has the same count of each."""
     generating = {prompt.text: prompt.generating for prompt in reversed(prompts)}
-    texts = dict.fromkeys(prompt.text for prompt in prompts)
+    texts = counts(prompts, per_prompt, static_filter)
     return [
         Job(generating[text], seed_of(text, index), file_name(text, index))
-        for index in range(per_prompt)
-        for text in texts
+        for index in range(max(texts.values(), default=0))
+        for text, count in texts.items()
+        if index < count
     ]
 
 
@@ -73,12 +74,14 @@ def sample(
     batch: int = 1,
     shard: tuple[int, int] = (0, 1),
     show: Callable[[int, int], None] = lambda done, total: None,
+    static_filter: int = 0,
 ) -> int:
     """Make what is absent of a shard of a suite; returns how many videos were made.
 
     Args:
         make: videos ``f c h w`` of a batch of jobs.
         record: what the videos depend on, written beside them; a folder with another record is refused.
+        static_filter: videos of each prompt of temporal flickering, where that is more; see :mod:`.static_filter`.
 
     Raises:
         UserError: the folder holds videos of another model or protocol, or can't tell two prompts apart.
@@ -98,7 +101,7 @@ def sample(
                 f"{folder} holds videos that were sampled otherwise ({', '.join(differing)} differ); take another one"
             )
     weights.write_json(path, whole)
-    every = jobs(prompts, per_prompt)
+    every = jobs(prompts, per_prompt, static_filter)
     # Batches are cut from all jobs, and made whole or not at all: so neither shards nor a resume move a number.
     batches = [every[start : start + batch] for start in range(0, len(every), batch)][shard[0] :: shard[1]]
     total, done, made = sum(map(len, batches)), 0, 0

@@ -16,13 +16,13 @@ from typing import Any
 
 from causvid.errors import UserError
 from causvid.eval.dimensions import dimensions
+from causvid.eval.static_filter import DIMENSION
 from causvid.registry import did_you_mean
 
 SUFFIX = ".mp4"
 MOST_NAME_BYTES = 255  # of common file systems
 VIDEOS_PER_PROMPT = 5
 RECORD = "sampling.json"  # beside the videos: how they were sampled
-FLICKERING_VIDEOS = 25  # before the static filter, which keeps at most five
 
 
 @dataclass(frozen=True)
@@ -137,8 +137,21 @@ def parse_name(name: str) -> tuple[str, int] | None:
     return (found[1], int(found[2])) if found else None
 
 
-def scan(folder: Path, prompts: Sequence[Prompt], per_prompt: int = VIDEOS_PER_PROMPT) -> Folder:
+def counts(prompts: Sequence[Prompt], per_prompt: int, static_filter: int = 0) -> dict[str, int]:
+    """Videos of each prompt, by its text; of those of temporal flickering ``static_filter``, where that is more."""
+    out: dict[str, int] = {}
+    for prompt in prompts:
+        here = max(per_prompt, static_filter) if DIMENSION in prompt.dimensions else per_prompt
+        out[prompt.text] = max(out.get(prompt.text, 0), here)
+    return out
+
+
+def scan(
+    folder: Path, prompts: Sequence[Prompt], per_prompt: int = VIDEOS_PER_PROMPT, static_filter: int = 0
+) -> Folder:
     """The videos of a folder that a suite asks for, in the suite's order, whatever order the folder lists them in.
+
+    A prompt's are in order of their names, 10 before 2, as upstream's static filter takes them.
 
     Raises:
         UserError: the folder does not exist.
@@ -146,8 +159,12 @@ def scan(folder: Path, prompts: Sequence[Prompt], per_prompt: int = VIDEOS_PER_P
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; give the folder that holds the videos")
     present = {path.name: path for path in sorted(folder.iterdir()) if path.is_file()}
-    texts = list(dict.fromkeys(prompt.text for prompt in prompts))
-    wanted = {file_name(text, index): (text, index) for text in texts for index in range(per_prompt)}
+    texts = counts(prompts, per_prompt, static_filter)
+    wanted = {
+        file_name(text, index): (text, index)
+        for text, count in texts.items()
+        for index in sorted(range(count), key=str)
+    }
     videos = [Video(present[name], *key) for name, key in wanted.items() if name in present]
     absent = tuple(name for name in wanted if name not in present)
     problems = []
@@ -163,7 +180,7 @@ def scan(folder: Path, prompts: Sequence[Prompt], per_prompt: int = VIDEOS_PER_P
         elif (parsed := parse_name(name)) is None:
             problems.append((name, "has no index: a video is named 'PROMPT-INDEX.mp4'"))
         elif parsed[0] in texts:
-            problems.append((name, f"has index {parsed[1]}; indices 0 to {per_prompt - 1} are judged"))
+            problems.append((name, f"has index {parsed[1]}; indices 0 to {texts[parsed[0]] - 1} are judged"))
         else:
             problems.append((name, f"is of no prompt of the suite{did_you_mean(parsed[0], texts)}"))
     return Folder(tuple(videos), absent, tuple(problems))

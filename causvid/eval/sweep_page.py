@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +27,7 @@ FIRST = ("ok", "colour", "shape", "direction", "fidelity", "contrast", "temporal
 # Neither more nor less of it is better.
 LEFT_OUT = ("size", "ground", "start_x", "start_y", "speed", "proxy_saturation")
 LESS_IS_BETTER = ("trajectory",)
+BEST_AT = {"contrast": 1.0}  # a ratio to the truth: twice as strong is as wrong as too weak
 TOTALS: dict[str, Statistic] = {
     "total": total_score, "quality": lambda means: half_score(means, "quality"),
     "semantic": lambda means: half_score(means, "semantic"),
@@ -56,6 +56,7 @@ class Judged:
     error: str = ""
     cost: Mapping[str, tuple[str, float]] = field(default_factory=dict)  # stage -> (identity, seconds)
     videos: Mapping[str, str] = field(default_factory=dict)  # prompt -> source of a video
+    label: str = "base"  # the arm's name; its runs differ in the training seed alone
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def findings(name: str, runs: Sequence[Judged], across: bool = False) -> Finding
     """
     parts: dict[str, list[Judged]] = {}
     for run in runs:
-        parts.setdefault(label_of(run.values), []).append(run)
+        parts.setdefault(run.label, []).append(run)
     protocols, mark = _protocols(parts, across)
     prompts = _common(runs)
     tables = {label: _table(group, prompts) for label, group in parts.items()}
@@ -129,11 +130,7 @@ def findings(name: str, runs: Sequence[Judged], across: bool = False) -> Finding
     held = dict(zip(compared, ablation.holm(list(compared.values())), strict=True))
     groups = []
     for label, group in parts.items():
-        cells = {
-            m: _cell(arm, statistic_of(m), held.get((label, m)), m.rpartition("/")[2] in LESS_IS_BETTER)
-            for m, arm in tables[label].items()
-            if m in measures
-        }
+        cells = {m: _cell(arm, shown_as(m), held.get((label, m))) for m, arm in tables[label].items() if m in measures}
         latencies = [run.timings["latency_s"] for run in group if "latency_s" in run.timings]
         groups.append(Group(label, group, cells, sum(latencies) / len(latencies) if latencies else None))
     could = {m: _could_see(base[m], statistic_of(m)) for m in measures if m in base}
@@ -142,19 +139,18 @@ def findings(name: str, runs: Sequence[Judged], across: bool = False) -> Finding
     )
 
 
-def label_of(values: Mapping[str, Any]) -> str:
-    """An arm's name: what it sets, but for the training seed."""
-    shown = {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}
-    return ", ".join(f"{key}={value}" for key, value in shown.items() if key != SEED) or "base"
+def shown_as(measure: str) -> Statistic:
+    """A measure's mean, or VBench's totals."""
+    suite, _, name = measure.rpartition("/")
+    return TOTALS[name] if suite and name in TOTALS else ablation.mean_of(name)
 
 
 def statistic_of(measure: str) -> Statistic:
-    """A measure's mean, or VBench's totals, turned so that more is better: verdicts read "better" and "worse"."""
-    suite, _, name = measure.rpartition("/")
-    if suite and name in TOTALS:
-        return TOTALS[name]
-    sign = -1.0 if name in LESS_IS_BETTER else 1.0
-    return lambda means: sign * means[name]
+    """A measure turned so that more is better: verdicts read "better" and "worse"."""
+    plain, name = shown_as(measure), measure.rpartition("/")[2]
+    if name in BEST_AT:
+        return lambda means: -(plain(means) - BEST_AT[name]).abs()
+    return (lambda means: -plain(means)) if name in LESS_IS_BETTER else plain
 
 
 def _protocols(parts: Mapping[str, Sequence[Judged]], across: bool) -> tuple[dict[str, dict[str, Any]], str]:
@@ -220,7 +216,7 @@ def _ordered(tables: Any) -> list[str]:
     return [*first, *(m for m in known if m not in first)]
 
 
-def _cell(arm: Arm, statistic: Statistic, difference: Difference | None, turned: bool) -> Cell:
+def _cell(arm: Arm, statistic: Statistic, difference: Difference | None) -> Cell:
     seeds = ablation.per_seed(arm, statistic)
     (mean, low, high), over = over_seeds(seeds), "seeds"
     values = [values for scores in arm.values() for values in scores.values()]
@@ -228,9 +224,7 @@ def _cell(arm: Arm, statistic: Statistic, difference: Difference | None, turned:
         each, over = values[0][0], "prompts"
         low, high = interval(each.bool() if bool(((each == 0) | (each == 1)).all()) else each)
         return Cell(float(each.mean()), low, high, over, difference)
-    spread = ablation.deviation(arm, statistic)
-    mean, low, high = (-mean, -high, -low) if turned else (mean, low, high)
-    return Cell(mean, low, high, over, difference, spread)
+    return Cell(mean, low, high, over, difference, ablation.deviation(arm, statistic))
 
 
 def _could_see(arm: Arm, statistic: Statistic) -> float | None:

@@ -15,7 +15,7 @@ from causvid.eval.sweep_page import HELD_OUT, SEED, TOTALS, Findings, Group, num
 from causvid.eval.tables import CAPTION, PICTURE
 
 TEMPLATE = Path(__file__).with_name("sweep.html.j2")
-HUES = 8  # colours of the page; from the ninth arm on they come again, dashed
+HUES = 8  # colours of the page; from the ninth arm on they come again, on squares and dashed lines
 SHOWN_FIRST = 3  # prompts whose videos are open when the page opens
 DRIFT_FIRST = (
     "total",
@@ -28,7 +28,7 @@ DRIFT_FIRST = (
 )
 UNITS = {measure.key: (measure.heading, measure.unit, measure.meaning) for measure in (*CAPTION, *PICTURE)}
 MEANINGS = {
-    "temporal_flickering": "VBench, exact: 1 is still; not filtered for static videos",
+    "temporal_flickering": "VBench, exact: 1 is still; of static videos where the protocol has a static filter",
     "proxy_dynamics": "proxy: speed of the fastest pixels, px per frame at 256 px",
     "proxy_smoothness": "proxy: 1 - error of frames warped by optical flow",
     "proxy_consistency": "proxy: overlap of colour histograms",

@@ -6,7 +6,8 @@ Weights come from local files that are named in the request to start; nothing is
     in:  {"dimension": ..., "video": path, "prompt": ..., "auxiliary": ...}
     out: {"score": number or null}, {"error": text}, or {"unusable": text} where the judge itself can't be loaded
 
-``subject_consistency.fast`` and ``background_consistency.fast`` judge the first frames of a long video's clips.
+``subject_consistency.fast`` and ``background_consistency.fast`` judge the first frames of a long video's clips;
+``temporal_flickering.static`` says whether upstream's static filter keeps a video (1 or 0).
 """
 
 from __future__ import annotations
@@ -135,6 +136,18 @@ def _dynamic(folder: Path, device: str) -> Ask:
     return lambda video, *_: judge.infer(video)
 
 
+def _static(folder: Path, device: str) -> Ask:
+    torch, module = importlib.import_module("torch"), upstream("cli.static_filter")
+    vars(module)["DEVICE"] = device  # upstream has "cuda" there
+    options = dict.fromkeys(("small", "mixed_precision", "alternate_corr"), False)
+    state = torch.load(folder / "raft_model/models/raft-things.pth", map_location="cpu", weights_only=True)
+    judge = object.__new__(module.StaticFilter)  # its constructor loads onto the device that the file names
+    judge.model = module.RAFT(importlib.import_module("easydict").EasyDict(options))
+    judge.model.load_state_dict({name.removeprefix("module."): value for name, value in state.items()})
+    judge.model.to(device).eval()
+    return lambda video, *_: judge.infer(video)
+
+
 def _aesthetic(folder: Path, device: str) -> Ask:
     module = upstream("aesthetic_quality")
     head = module.get_aesthetic_model(str(folder / "aesthetic_model/emb_reader")).to(device)
@@ -213,6 +226,7 @@ LOADERS: dict[str, Callable[[Path, str], Ask]] = {
     **{name: _detected(name) for name in ("object_class", "multiple_objects", "color", "spatial_relationship")},
     **{name: _viclip(name) for name in ("temporal_style", "overall_consistency")},
     "subject_consistency.fast": _subject_fast, "background_consistency.fast": _background_fast,
+    "temporal_flickering.static": _static,
 }  # fmt: skip
 
 

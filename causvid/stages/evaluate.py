@@ -20,6 +20,7 @@ from causvid.eval.benchmarks import Suite
 from causvid.eval.judges import wanted
 from causvid.eval.judging import Evaluation
 from causvid.eval.results import prompts_digest
+from causvid.eval.static_filter import told
 from causvid.eval.statistics import interval
 from causvid.registry import register
 from causvid.runs import Context
@@ -38,7 +39,10 @@ class Evaluate:
 
     def facts(self, spec: Spec) -> list[Any]:
         """Who can judge: a suite that was judged without weights is judged again when they are there."""
-        return [reference.state(wanted(suite.dimensions), suite.folder) for suite in suites_of(spec)]
+        return [
+            [suite.static_filter, reference.state(wanted(suite.dimensions), suite.folder, suite.static_filter > 0)]
+            for suite in suites_of(spec)
+        ]
 
     def reads(self, spec: Spec) -> tuple[str, ...]:
         return (
@@ -110,16 +114,18 @@ def judge(context: Context, suite: Suite, world: build.World, metrics: list[Any]
     prompts = prompts_of(suite, world, spec["evaluation.samples"])
     videos = context.inputs["sample_suites"] / suite.name
     others = sorted(set(context.folder.parent.glob(f"*/{suite.name}/rows.jsonl")) - {out / "rows.jsonl"})
-    with progress.bar(f"judge {suite.name}", len({p.text for p in prompts}) * suite.per_prompt) as show:
+    with progress.bar(f"judge {suite.name}", suite.videos(prompts)) as show:
         found: Evaluation = evaluate_suite.evaluate(
             videos, prompts, out, suite.policy, suite.per_prompt, suite.dimensions, suite.folder, others,
-            show=lambda done, total: show(done, f"of {total} videos"),
+            show=lambda done, total: show(done), static_filter=suite.static_filter,
         )  # fmt: skip
     if found.unjudged:
         context.say(
             f"{suite.name}: {len(found.unjudged)} dimensions are not judged; 'causvid doctor vbench --long' says what "
             "they lack"
         )
+    if found.sifted:
+        context.say(f"{suite.name}: {told(found.sifted)}")
     for name, problem in found.problems:
         context.say(f"{suite.name}: left out: '{name}' {problem}")
     results = json.loads((out / "results.json").read_text())

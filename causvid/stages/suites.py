@@ -121,12 +121,12 @@ def sample_suite(
         return list(world.codec.decode(latents))
 
     height, width = (side * world.codec.scale for side in world.latent_shape[2:])
-    with progress.bar(suite.name, len({prompt.text for prompt in prompts}) * suite.per_prompt) as show:
+    with progress.bar(suite.name, suite.videos(prompts)) as show:
         return sampling.sample(
             folder, prompts, suite.per_prompt, make,
             {"student": name, "frames": world.codec.pixel_frames(frames)},
             suite.fps, max(1, -(-LEAST_SIDE // min(height, width))), CRF, BATCH, shard,
-            lambda done, total: show(done, f"of {total} videos"),
+            lambda done, total: show(done), suite.static_filter,
         )  # fmt: skip
 
 
@@ -144,6 +144,6 @@ def prompt_files(spec: Spec) -> tuple[Path, ...]:
         latent_frames(suite, world, spec["student.causal"])
         prompts_of(suite, world, spec["evaluation.samples"])
         if suite.dimensions:
-            judges.require(suite.dimensions, suite.folder, suite.seconds is not None)
+            judges.require(suite.dimensions, suite.folder, suite.seconds is not None, suite.static_filter > 0)
         paths.append(suite.source(closed(world)))
     return tuple(dict.fromkeys(path for path in paths if path is not None))
