@@ -12,11 +12,7 @@ from typing import Any
 
 import torch
 
-<<<<<<< HEAD
-from causvid import build, checks, cost_lines, costs, progress, ranks, registry, runs, sampling_costs
-=======
-from causvid import arm_labels, build, checks, costs, progress, ranks, registry, runs, sampling_costs
->>>>>>> i6
+from causvid import arm_labels, build, checks, cost_lines, costs, progress, ranks, registry, runs, sampling_costs
 from causvid import spec as specs
 from causvid.errors import UserError
 from causvid.spec import Spec
