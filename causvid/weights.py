@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -83,26 +82,6 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise UserError(f"weights file {path} does not exist") from error
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is not a complete safetensors file: {error}; fetch or make it again") from error
-
-
-def load_into(module: torch.nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Load tensors into a module of any floating type; names and shapes must match exactly.
-
-    Raises:
-        UserError: missing, unknown or wrong-shaped tensors, all listed.
-    """
-    wanted = module.state_dict()
-    problems = [f"missing {name}" for name in wanted if name not in tensors]
-    problems += [f"unknown {name}" for name in tensors if name not in wanted]
-    problems += [
-        f"{name} has shape {tuple(tensors[name].shape)}, the model's is {tuple(wanted[name].shape)}"
-        for name in wanted
-        if name in tensors and tensors[name].shape != wanted[name].shape
-    ]
-    if problems:
-        shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
-        raise UserError(f"{source} does not fit the model of this spec: {shown}")
-    module.load_state_dict({name: tensor.to(wanted[name].dtype) for name, tensor in tensors.items()})
 
 
 def digest(path: Path) -> str:
