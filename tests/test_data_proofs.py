@@ -14,6 +14,7 @@ import time
 
 import numpy as np
 import pytest
+from commands import command
 from videos import levels, video
 
 from causvid import cli, cli_data
@@ -176,18 +177,6 @@ COMMANDS = {
     "pack": [],
     "pack in shards": ["--shards", "3"],
 }
-
-
-def command(capsys, *arguments):
-    """(exit status, counts, stderr) of a command."""
-    try:
-        cli.main(["data", *map(str, arguments), "--json"])
-        status = 0
-    except SystemExit as end:
-        status = end.code or 0
-    gc.collect()
-    out, err = capsys.readouterr()
-    return status, json.loads(out.splitlines()[-1]) if out else {}, " ".join(err.split())
 
 
 @pytest.fixture(scope="module")

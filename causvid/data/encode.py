@@ -33,7 +33,9 @@ from causvid.errors import UserError
 from causvid.types import Codec, TextEncoder
 
 TEXT, DATA, SUM, ORIGIN = "text", "latents", "checksum", "origin"
-PATIENCE = timedelta(minutes=30)  # until torchrun's store answers
+# Until the store answers: torchrun's own was there before its processes; where the first of them has it, that one may
+# still be loading its weights.
+PATIENCE, PATIENCE_WITH_THE_FIRST = timedelta(minutes=1), timedelta(minutes=30)
 
 
 def recipe(identity: Mapping[str, Any], text_encoder: TextEncoder) -> dict[str, Any]:
@@ -152,8 +154,10 @@ def _torchrun() -> torch.distributed.Store:
         UserError: torchrun is gone already.
     """
     parent = os.getppid()
+    own = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     try:
-        store, _, _ = next(torch.distributed.rendezvous("env://", timeout=PATIENCE))
+        found = torch.distributed.rendezvous("env://", timeout=PATIENCE if own else PATIENCE_WITH_THE_FIRST)
+        store, _, _ = next(found)
     except RuntimeError as error:
         raise UserError(f"torchrun can't be reached ({str(error)[:200]}); run the same command again") from error
     # It answered after the number was read, so the number is torchrun's, and not that of who adopts an orphan. (Of
