@@ -40,7 +40,10 @@ def aggregate(
     from causvid import progress
     from causvid.eval import aggregate as vbench
 
-    totals = vbench.aggregate(vbench.read_scores(file))
+    scores = vbench.read_scores(file)
+    totals = vbench.aggregate(scores)
+    if warning := vbench.out_of_range(scores):
+        progress.console.print(f"warning: {file}: {warning}", highlight=False, soft_wrap=True)
     if totals.missing:
         progress.console.print(totals.note, highlight=False, soft_wrap=True)
     out = totals.as_json()

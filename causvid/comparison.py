@@ -89,7 +89,7 @@ def judged(arm: Arm, page_folder: Path) -> Judged:
     cost = {name: (each.name, _seconds(each)) for name, each in outcome.folders.items() if name != "report"}
     videos = _suite_videos(found, outcome, page_folder) or _clips(outcome, table["captions"])
     report = _relative(outcome.report, page_folder)
-    return Judged(arm.values, suites, outcome.timings, report, "", cost, videos, arm.label)
+    return Judged(arm.values, suites, outcome.timings, report, "", cost, videos, label=arm.label)
 
 
 def _held_out(table: Mapping[str, Any]) -> Scored:

@@ -11,6 +11,7 @@ from causvid.errors import UserError
 from causvid.eval import ablation
 from causvid.eval.ablation import Difference, bootstrap, compare, detectable, false_positives, holm, mean_of
 from causvid.eval.aggregate import half_score, scales, total_score
+from causvid.eval.statistics import t95
 
 MEAN = mean_of("ok")
 
@@ -170,3 +171,78 @@ def test_arms_that_are_not_alike_are_refused(change, word):
         compare("ok", one, {"other": one["suite"]}, MEAN)
     with pytest.raises(UserError, match="as many"):
         ablation.bootstrap(arm(5), arm(4), MEAN, paired_seeds=True)
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5, 10, 30])
+def test_the_power_is_that_of_the_noncentral_t(seeds):
+    stats = pytest.importorskip("scipy.stats")
+    freedom = 2 * (seeds - 1)
+    t = stats.t.ppf(0.975, freedom)
+    for shift in (0.5, 2.0, 4.0):
+        exact = stats.nct.sf(t, freedom, shift) + stats.nct.cdf(-t, freedom, shift)
+        assert ablation.power_of(shift, freedom) == pytest.approx(exact, abs=1e-3)
+    shift = ablation.detectable_at(0.3, seeds) / 0.3 / math.sqrt(2 / seeds)
+    found = stats.nct.sf(t, freedom, shift) + stats.nct.cdf(-t, freedom, shift)
+    assert found == pytest.approx(0.8, abs=1e-3)
+
+
+@pytest.mark.parametrize(("k", "m"), [(2, 2), (3, 3), (4, 3), (2, 4)])
+def test_few_seeds_have_welchs_interval(k, m):
+    """Against scipy's, at its degrees of freedom rounded down, as tables have it: never narrower."""
+    stats = pytest.importorskip("scipy.stats")
+    for key in range(5):
+        one, two = arm(k, key=2 * key), arm(m, key=2 * key + 1)
+        found = compare("ok", one, two, MEAN)
+        theirs = stats.ttest_ind(*(each["suite"]["ok"].mean(1).numpy() for each in (one, two)), equal_var=False)
+        error, freedom = found.value / theirs.statistic, int(theirs.df)
+        half = stats.t.ppf(0.975, freedom) * error
+        assert (found.low, found.high) == pytest.approx((found.value - half, found.value + half), abs=1e-5)
+        assert found.p == pytest.approx(2 * stats.t.sf(abs(theirs.statistic), freedom), abs=1e-5)
+        span = theirs.confidence_interval(0.95)
+        assert found.low <= span.low + 1e-5 and found.high >= span.high - 1e-5
+
+
+def test_more_seeds_have_a_bootstrap_that_is_near_welchs_and_never_narrower():
+    stats = pytest.importorskip("scipy.stats")
+    one, two = arm(12, key=1), arm(12, key=2)
+    found = compare("ok", one, two, MEAN)
+    error = (
+        found.value
+        / stats.ttest_ind(*(each["suite"]["ok"].mean(1).numpy() for each in (one, two)), equal_var=False).statistic
+    )
+    half = stats.t.ppf(0.975, 21) * error
+    assert found.low <= found.value - half + 1e-3 and found.high >= found.value + half - 1e-3
+    assert found.high - found.low < 2.6 * half
+
+
+def holms(values, level):
+    """By definition: from the least p on, each against the level over what is left; the first that fails ends it."""
+    rejected = set()
+    for rank, index in enumerate(sorted(range(len(values)), key=values.__getitem__)):
+        if values[index] * (len(values) - rank) >= level:
+            break
+        rejected.add(index)
+    return rejected
+
+
+def test_holm_rejects_what_the_step_down_rule_does():
+    for key in range(200):
+        p = (torch.rand(12, generator=torch.Generator().manual_seed(key), dtype=torch.float64) ** 4).tolist()
+        found = holm([difference(each) for each in p])
+        assert {i for i, each in enumerate(found) if each.verdict == "better"} == holms(p, 0.05)
+        assert all(each.p >= before for each, before in zip(found, p, strict=True))
+
+
+def test_students_quantiles():
+    stats = pytest.importorskip("scipy.stats")
+    for freedom in range(1, 200):
+        assert t95(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), abs=3e-3 if freedom > 10 else 1e-4)
+
+
+def test_seeds_of_two_arms_are_drawn_apart_and_together_only_where_asked():
+    """An arm against itself: drawn together nothing differs; drawn apart the spread is that of two trainings."""
+    one = arm(6, noise=0.0, key=3)
+    assert float(bootstrap(one, one, MEAN, 500, paired_seeds=True).abs().max()) == 0
+    spread = float(bootstrap(one, one, MEAN, 20_000).std())
+    seeds = one["suite"]["ok"].mean(1)
+    assert spread == pytest.approx(math.sqrt(2 * float(seeds.var(unbiased=True)) / 6), rel=0.03)

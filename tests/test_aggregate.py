@@ -139,3 +139,12 @@ def test_the_command_prints_for_eyes_too(tmp_path):
         "semantic",
         "78.74",
     ]  # 78.745, rounded up when published
+
+
+def test_fractions_among_percent_are_told(tmp_path):
+    """By the rule all are percent then, and the total is as odd as the table."""
+    mixed = {name: value / 100 for name, value in table().items()} | {"color": 80.17}
+    result = run(tmp_path, json.dumps(mixed), "--json")
+    assert result.exit_code == 0 and json.loads(result.stdout.splitlines()[-1])["total"] < 0
+    assert "warning" in result.stderr and "subject_consistency (0.9753%)" in result.stderr
+    assert "warning" not in run(tmp_path, json.dumps(table()), "--json").stderr

@@ -49,9 +49,9 @@ def test_results_are_compared_and_other_protocols_refused(tmp_path):
 
 def test_power_is_told_from_a_pilot_and_not_from_one_seed(tmp_path):
     values = torch.rand(3, 12, generator=torch.Generator().manual_seed(0)).double()
-    runs = [Judged({"init": "a", "seed": n}, {HELD_OUT: Scored({"ok": {str(p): v for p, v in enumerate(row)}})})
-            for n, row in enumerate(values.tolist())]  # fmt: skip
-    runs.append(Judged({"init": "b", "seed": 0}, runs[0].suites))
+    tables = [{HELD_OUT: Scored({"ok": {str(p): v for p, v in enumerate(row)}})} for row in values.tolist()]
+    runs = [Judged({"init": "a", "seed": n}, table, label="a") for n, table in enumerate(tables)]
+    runs.append(Judged({"init": "b", "seed": 0}, runs[0].suites, label="b"))
     path = tmp_path / "sweep.json"
     weights.write_json(path, {"comparisons": findings("x", runs).as_json()})
     result = CliRunner().invoke(app, ["eval", "power", str(path), "--json"])

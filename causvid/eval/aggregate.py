@@ -103,6 +103,15 @@ def _unknown(name: str, known: Mapping[str, Scale]) -> str:
     return f"unknown dimension '{name}'{did_you_mean(name, known)}; accepted: {', '.join(known)}"
 
 
+def out_of_range(scores: Mapping[str, float]) -> str:
+    """A warning where raw scores lie below their dimension's range, as fractions do among percent; empty where none."""
+    low = [name for name, scale in scales().items() if name in scores and scores[name] < scale.low]
+    if not low:
+        return ""
+    told = ", ".join(f"{name} ({100 * scores[name]:.4g}%)" for name in low)
+    return f"below the range of their dimension: {told}; scores are all read as percent where one is over 1"
+
+
 def _bad(value: Any) -> bool:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return not (number and math.isfinite(value) and 0 <= value <= 1)

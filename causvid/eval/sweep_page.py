@@ -56,7 +56,7 @@ class Judged:
     error: str = ""
     cost: Mapping[str, tuple[str, float]] = field(default_factory=dict)  # stage -> (identity, seconds)
     videos: Mapping[str, str] = field(default_factory=dict)  # prompt -> source of a video
-    label: str = "base"  # the arm's name; its runs differ in the training seed alone
+    label: str = field(kw_only=True)  # the arm's name; its runs differ in the training seed alone
 
 
 @dataclass(frozen=True)
