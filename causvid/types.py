@@ -121,6 +121,25 @@ class StudentSample:
 
 
 @dataclass(frozen=True)
+class Edits:
+    """Clips whose prompt changes at a block, and how they go on: what a prompt asks for in mid-stream is known.
+
+    Attributes:
+        unedited, edited: clean latents without and with the change, ``b f c h w``; alike before it.
+        before, after: the prompts.
+        start: latent frame from which the later prompt holds, ``b``; 0 is a clip with nothing before the change.
+        restyled: whether the two move alike, ``b`` bool: then the one is the other in another style.
+    """
+
+    unedited: Tensor
+    edited: Tensor
+    before: Text
+    after: Text
+    start: Tensor
+    restyled: Tensor
+
+
+@dataclass(frozen=True)
 class Scene:
     """Everything that one training step may use; built by a stage, read by losses and student inputs.
 
@@ -132,6 +151,7 @@ class Scene:
         data: clean latents ``b f c h w``, where the stage has data.
         trajectory: sampling trajectories, where the stage has them.
         generate: the student's own samples, with or without gradient, where the stage has a student input.
+        edit: as many clips whose prompt changes, where the stage's dataset makes such.
     """
 
     draw: Draw
@@ -142,6 +162,7 @@ class Scene:
     data: Tensor | None = None
     trajectory: Trajectory | None = None
     generate: Callable[[bool], StudentSample] | None = None
+    edit: Callable[[], Edits] | None = None
 
     def per_block(self, values: Tensor) -> Tensor:
         """Spread one value per block, ``b blocks``, over the blocks' frames: ``b f``."""
@@ -164,8 +185,8 @@ class Loss(Protocol):
 
     Attributes:
         players: networks that it trains.
-        needs: what it takes from the scene, of ``data``, ``trajectory`` and ``samples``; told before anything runs
-            where a stage does not have it.
+        needs: what it takes from the scene, of ``data``, ``trajectory``, ``samples`` and ``edits``; told before
+            anything runs where a stage does not have it.
     """
 
     players: tuple[str, ...]

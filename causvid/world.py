@@ -11,7 +11,7 @@ import torch
 from causvid import ranks, registry, weights
 from causvid.errors import UserError
 from causvid.spec import Spec
-from causvid.types import Text
+from causvid.types import Edits, Text
 from causvid.validate import Bound
 
 
@@ -134,6 +134,22 @@ class World:
         """(captions, text, the empty prompt as often) of the given samples."""
         _, captions, text = self._read(indices, split)
         return captions, text.to(self.device), self.unconditional(len(captions))
+
+    def edits(self, indices: Sequence[int], blocks: Sequence[tuple[int, int]], split: str = "train") -> Edits:
+        """Clips whose prompt changes at the beginning of one of the blocks [start, stop).
+
+        Raises:
+            UserError: the dataset makes none.
+        """
+        if not hasattr(self.dataset, "edits"):
+            raise UserError(f"world.dataset: '{type(self.dataset).__name__}' makes no clips whose prompt changes")
+        begins = torch.tensor([start for start, _ in blocks])
+        frames = [self.codec.pixel_frames(start) if start else 0 for start, _ in blocks]
+        clips = self.dataset.edits(indices, frames, split)
+        start = begins[torch.searchsorted(torch.tensor(frames), clips.start)]
+        unedited, edited = (self.codec.encode(each).to(self.device) for each in (clips.unedited, clips.edited))
+        before, after = (self.text_encoder.encode(each).to(self.device) for each in (clips.before, clips.after))
+        return Edits(unedited, edited, before, after, start.to(self.device), clips.restyled.to(self.device))
 
     def _read(self, indices: Sequence[int], split: str) -> tuple[torch.Tensor, list[str], Text]:
         if self.holds_latents:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 import torch.nn.functional as F
@@ -162,6 +162,58 @@ def render(state: State, frames: int, first: int = 0) -> Tensor:
     return alpha * colour + (1 - alpha) * ground
 
 
+@dataclass(frozen=True)
+class EditedClips:
+    """Videos whose caption changes, and the same without the change.
+
+    Attributes:
+        unedited, edited: pixels ``b f 3 h w``, alike before the change.
+        before, after: captions.
+        start: pixel frame from which the later caption holds, ``b``.
+        restyled: whether both move alike, ``b`` bool.
+    """
+
+    unedited: Tensor
+    edited: Tensor
+    before: list[str]
+    after: list[str]
+    start: Tensor
+    restyled: Tensor
+
+
+def turned(state: State, start: Tensor, colour: Tensor, shape: Tensor, direction: Tensor) -> State:
+    """The scenes as they go on from frame ``start`` (``b``) under another caption: from the place that was reached.
+
+    At 0 nothing was reached, and the scene has the other caption from its beginning.
+    """
+    steps = (start - 1).clamp(min=0)[:, None] * state.speed[:, None]
+    axes = _table(list(DIRECTIONS.values()))
+    begun = state.start + steps * (axes[state.direction] - axes[direction])
+    return replace(state, colour=colour, shape=shape, direction=direction, start=begun)
+
+
+def sample_edits(seed: int, indices: Sequence[int], starts: Sequence[int], split: str) -> tuple[State, State, Tensor]:
+    """(states, the same as they go on, first frame of the change ``b``): a function of (seed, split, index) alone.
+
+    Each of colour, shape and direction changes with probability a half, one of them at least; the change begins at one
+    of the frames ``starts``.
+    """
+    state = sample_states(seed, indices, f"{split}/edits")
+    rows: list[list[int]] = []
+    for index in indices:
+        g = torch.Generator().manual_seed(key("edits", seed, split, index))
+        chosen = 1 + int(torch.randint(7, (), generator=g))  # which of the three change, as bits; not none of them
+        turns = [1 + int(torch.randint(high - 1, (), generator=g)) for high in map(len, (COLOURS, SHAPES, DIRECTIONS))]
+        start = starts[int(torch.randint(len(starts), (), generator=g))]
+        rows.append([*(turn * (chosen >> bit & 1) for bit, turn in enumerate(turns)), start])
+    colour, shape, direction, start = torch.tensor(rows).T
+    after = turned(
+        state, start, (state.colour + colour) % len(COLOURS), (state.shape + shape) % len(SHAPES),
+        (state.direction + direction) % len(DIRECTIONS),
+    )  # fmt: skip
+    return state, after, start
+
+
 @register("dataset", "shapes")
 class Shapes:
     """Videos of the tiny world, rendered on the fly; no two indices are alike.
@@ -188,3 +240,13 @@ class Shapes:
         """Pixels ``b f 3 h w`` and captions of the given sample indices."""
         states = self.states(indices, split)
         return render(states, self.frames), states.captions
+
+    def edits(self, indices: Sequence[int], starts: Sequence[int], split: str = "train") -> EditedClips:
+        """Videos whose caption changes at one of the frames ``starts``."""
+        before, after, start = sample_edits(self.seed, indices, starts, split)
+        unedited, changed = render(before, self.frames), render(after, self.frames)
+        late = (torch.arange(self.frames) >= start[:, None])[:, :, None, None, None]
+        edited = torch.where(late, changed, unedited)
+        return EditedClips(
+            unedited, edited, before.captions, after.captions, start, before.direction == after.direction
+        )
