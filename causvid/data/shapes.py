@@ -206,7 +206,7 @@ def sample_edits(seed: int, indices: Sequence[int], starts: Sequence[int], split
         turns = [1 + int(torch.randint(high - 1, (), generator=g)) for high in map(len, (COLOURS, SHAPES, DIRECTIONS))]
         start = starts[int(torch.randint(len(starts), (), generator=g))]
         rows.append([*(turn * (chosen >> bit & 1) for bit, turn in enumerate(turns)), start])
-    colour, shape, direction, start = torch.tensor(rows).T
+    colour, shape, direction, start = torch.tensor(rows).T.contiguous()
     after = turned(
         state, start, (state.colour + colour) % len(COLOURS), (state.shape + shape) % len(SHAPES),
         (state.direction + direction) % len(DIRECTIONS),

@@ -1,4 +1,4 @@
-"""Regression on clips whose prompt changes in mid-stream: the student learns to believe the text and to keep the rest."""
+"""Regression on clips whose prompt changes in mid-stream: what follows shows the text and keeps the rest."""
 
 from __future__ import annotations
 
