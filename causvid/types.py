@@ -122,21 +122,20 @@ class StudentSample:
 
 @dataclass(frozen=True)
 class Edits:
-    """Clips whose prompt changes at a block, and how they go on: what a prompt asks for in mid-stream is known.
+    """Clips for which a prompt asks that something be changed, and how they are then: the right answer is known.
 
     Attributes:
-        unedited, edited: clean latents without and with the change, ``b f c h w``; alike before it.
+        source: clean latents that noise is put over, ``b f c h w``: where ``start`` is 0 the clip as it was.
+        target: the changed clip, ``b f c h w``; what is before ``start`` is not changed. Elsewhere the source is it.
         before, after: the prompts.
-        start: latent frame from which the later prompt holds, ``b``; 0 is a clip with nothing before the change.
-        restyled: whether the two move alike, ``b`` bool: then the one is the other in another style.
+        start: latent frame from which the later prompt holds, ``b``; 0 is a clip that is restyled as a whole.
     """
 
-    unedited: Tensor
-    edited: Tensor
+    source: Tensor
+    target: Tensor
     before: Text
     after: Text
     start: Tensor
-    restyled: Tensor
 
 
 @dataclass(frozen=True)
@@ -151,7 +150,7 @@ class Scene:
         data: clean latents ``b f c h w``, where the stage has data.
         trajectory: sampling trajectories, where the stage has them.
         generate: the student's own samples, with or without gradient, where the stage has a student input.
-        edit: as many clips whose prompt changes, where the stage's dataset makes such.
+        edit: as many clips that a prompt changes, where the stage's dataset makes such.
     """
 
     draw: Draw

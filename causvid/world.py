@@ -136,20 +136,21 @@ class World:
         return captions, text.to(self.device), self.unconditional(len(captions))
 
     def edits(self, indices: Sequence[int], blocks: Sequence[tuple[int, int]], split: str = "train") -> Edits:
-        """Clips whose prompt changes at the beginning of one of the blocks [start, stop).
+        """Clips that a prompt changes: from one of the blocks [start, stop) on, or as a whole.
 
         Raises:
-            UserError: the dataset makes none.
+            UserError: the dataset makes none, or clips have one block alone.
         """
         if not hasattr(self.dataset, "edits"):
-            raise UserError(f"world.dataset: '{type(self.dataset).__name__}' makes no clips whose prompt changes")
-        begins = torch.tensor([start for start, _ in blocks])
-        frames = [self.codec.pixel_frames(start) if start else 0 for start, _ in blocks]
-        clips = self.dataset.edits(indices, frames, split)
-        start = begins[torch.searchsorted(torch.tensor(frames), clips.start)]
-        unedited, edited = (self.codec.encode(each).to(self.device) for each in (clips.unedited, clips.edited))
+            raise UserError(f"world.dataset: '{type(self.dataset).__name__}' makes no clips that a prompt changes")
+        if len(blocks) < 2:
+            raise UserError("causal.mask: a prompt that changes in mid-stream needs clips of two blocks or more")
+        first = {self.codec.pixel_frames(start): start for start, _ in blocks[1:]}
+        clips = self.dataset.edits(indices, list(first), split)
+        start = torch.tensor([first.get(frame, 0) for frame in clips.start.tolist()], device=self.device)
+        source, target = (self.codec.encode(each).to(self.device) for each in (clips.source, clips.target))
         before, after = (self.text_encoder.encode(each).to(self.device) for each in (clips.before, clips.after))
-        return Edits(unedited, edited, before, after, start.to(self.device), clips.restyled.to(self.device))
+        return Edits(source, target, before, after, start)
 
     def _read(self, indices: Sequence[int], split: str) -> tuple[torch.Tensor, list[str], Text]:
         if self.holds_latents:

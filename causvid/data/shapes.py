@@ -164,48 +164,44 @@ def render(state: State, frames: int, first: int = 0) -> Tensor:
 
 @dataclass(frozen=True)
 class EditedClips:
-    """Videos whose caption changes, and the same without the change.
+    """Videos for which a caption asks that something be changed, and how they are then.
 
     Attributes:
-        unedited, edited: pixels ``b f 3 h w``, alike before the change.
+        source, target: pixels ``b f 3 h w``: as it was, and changed; the same where the change is in mid-stream.
         before, after: captions.
-        start: pixel frame from which the later caption holds, ``b``.
-        restyled: whether both move alike, ``b`` bool.
+        start: pixel frame from which the later caption holds, ``b``; 0 is a video that is restyled as a whole.
     """
 
-    unedited: Tensor
-    edited: Tensor
+    source: Tensor
+    target: Tensor
     before: list[str]
     after: list[str]
     start: Tensor
-    restyled: Tensor
 
 
 def turned(state: State, start: Tensor, colour: Tensor, shape: Tensor, direction: Tensor) -> State:
-    """The scenes as they go on from frame ``start`` (``b``) under another caption: from the place that was reached.
-
-    At 0 nothing was reached, and the scene has the other caption from its beginning.
-    """
-    steps = (start - 1).clamp(min=0)[:, None] * state.speed[:, None]
+    """The scenes as they go on from frame ``start`` (``b``) under another caption: from the place that was reached."""
+    steps = (start - 1)[:, None] * state.speed[:, None]
     axes = _table(list(DIRECTIONS.values()))
     begun = state.start + steps * (axes[state.direction] - axes[direction])
     return replace(state, colour=colour, shape=shape, direction=direction, start=begun)
 
 
 def sample_edits(seed: int, indices: Sequence[int], starts: Sequence[int], split: str) -> tuple[State, State, Tensor]:
-    """(states, the same as they go on, first frame of the change ``b``): a function of (seed, split, index) alone.
+    """(states, the same changed, first frame of the change ``b``): a function of (seed, split, index) alone.
 
-    Each of colour, shape and direction changes with probability a half, one of them at least; the change begins at one
-    of the frames ``starts``.
+    Half of them change at one of the frames ``starts``: colour, shape, direction or several of these. The others are
+    restyled, from frame 0: in colour, shape or both, and move as they did.
     """
     state = sample_states(seed, indices, f"{split}/edits")
     rows: list[list[int]] = []
     for index in indices:
         g = torch.Generator().manual_seed(key("edits", seed, split, index))
-        chosen = 1 + int(torch.randint(7, (), generator=g))  # which of the three change, as bits; not none of them
+        restyle, start = int(torch.randint(2, (), generator=g)), int(torch.randint(len(starts), (), generator=g))
+        chosen = 1 + int(torch.randint(3 if restyle else 7, (), generator=g))  # what changes, as bits; not nothing
         turns = [1 + int(torch.randint(high - 1, (), generator=g)) for high in map(len, (COLOURS, SHAPES, DIRECTIONS))]
-        start = starts[int(torch.randint(len(starts), (), generator=g))]
-        rows.append([*(turn * (chosen >> bit & 1) for bit, turn in enumerate(turns)), start])
+        turns = [turn * (chosen >> bit & 1) for bit, turn in enumerate(turns)]
+        rows.append([*turns, 0 if restyle else starts[start]])
     colour, shape, direction, start = torch.tensor(rows).T.contiguous()
     after = turned(
         state, start, (state.colour + colour) % len(COLOURS), (state.shape + shape) % len(SHAPES),
@@ -242,11 +238,9 @@ class Shapes:
         return render(states, self.frames), states.captions
 
     def edits(self, indices: Sequence[int], starts: Sequence[int], split: str = "train") -> EditedClips:
-        """Videos whose caption changes at one of the frames ``starts``."""
+        """Videos that change at one of the frames ``starts``, and videos that are restyled."""
         before, after, start = sample_edits(self.seed, indices, starts, split)
-        unedited, changed = render(before, self.frames), render(after, self.frames)
-        late = (torch.arange(self.frames) >= start[:, None])[:, :, None, None, None]
-        edited = torch.where(late, changed, unedited)
-        return EditedClips(
-            unedited, edited, before.captions, after.captions, start, before.direction == after.direction
-        )
+        was, changed = render(before, self.frames), render(after, self.frames)
+        first, late = start[:, None, None, None, None], torch.arange(self.frames)[None, :, None, None, None]
+        target = torch.where(late >= first, changed, was)
+        return EditedClips(torch.where(first > 0, target, was), target, before.captions, after.captions, start)
