@@ -61,7 +61,7 @@ def _check_losses(spec: Spec, world: build.World) -> tuple[str, ...]:
     """Each stage has what its loss needs; returns the players of distillation."""
     players: tuple[str, ...] = ()
     for path, given in GIVEN.items():
-        if "edits" in given and not hasattr(world.dataset, "edits"):
+        if not hasattr(world.dataset, "edits"):
             given = given - {"edits"}
         loss = build.construct(spec[path])
         players = tuple(getattr(loss, "players", ()))
@@ -77,6 +77,8 @@ def _check_losses(spec: Spec, world: build.World) -> tuple[str, ...]:
                 f"{path}: '{spec[path]['name']}' needs {' and '.join(missing)}, and this stage has "
                 f"{' and '.join(sorted(given))}"
             )
+        if "edits" in getattr(loss, "needs", ()):
+            world.edits([0], build.student_rule(spec).blocks(world.latent_shape[0]))
     penalised = any(part.get("r1", 0) for part in bound(spec["loss"]))
     if penalised and spec["distill.activation_checkpointing"]:
         raise UserError(

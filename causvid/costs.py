@@ -79,12 +79,14 @@ def network(
     model: Bound | None = None,
     frames: int | None = None,
     learns_by: str | None = None,
+    edits: bool = False,
 ) -> Network:
     """Count a network; the formulas are those of docs/wan.md.
 
     Args:
         frames: how many latent frames it is given; default a clip's.
         learns_by: path of the component that feeds it in training; with a clean context it is given every frame twice.
+        edits: clips that a prompt changes, which have a clean context, and a text for every frame.
     """
     options = model or spec["model"]
     with torch.device("meta"):  # of one block: they are all alike
@@ -93,14 +95,15 @@ def network(
     length, channels, height, width = world.latent_shape
     length = length if frames is None else frames
     per_frame = (height // net.patch[0]) * (width // net.patch[1])
-    twice = learns_by is not None and any(part.get("context") == "clean" for part in bound(spec[learns_by]))
+    twice = edits or (learns_by is not None and any(part.get("context") == "clean" for part in bound(spec[learns_by])))
     own_tokens, dim, ffn = length * per_frame, options["dim"], options["ffn_dim"]
     tokens = own_tokens * (1 + twice)
     text = getattr(world.text_encoder, "length", 1)
     seen = sum((g.queries[1] - g.queries[0]) * len(g.keys) for g in Pattern(rule, length, twice).groups) * per_frame**2
     block = 2 * tokens * (6 * dim * dim + 2 * dim * ffn) + 4 * dim * seen  # q k v out, cross q out; ffn; attention
-    block += 4 * text * dim * dim + 4 * dim * tokens * text  # keys and values of the text; attention to it
-    embedding = 2 * text * (world.text_encoder.dim * dim + dim * dim)
+    words = text * (length if edits else 1)
+    block += 4 * words * (1 + edits) * dim * dim + 4 * dim * tokens * text  # keys and values of the text; attention
+    embedding = 2 * words * (world.text_encoder.dim * dim + dim * dim)
     values = channels * net.patch[0] * net.patch[1]
     outer = 2 * (tokens + own_tokens) * values * dim + embedding
     outer += 2 * length * (1 + twice) * (options["freq_dim"] * dim + 7 * dim * dim)
@@ -209,27 +212,44 @@ def of(spec: Spec, stages: list[str], gpus: int) -> list[Cost]:
         elif stage == "ode_init":
             setting = _training(spec, stage, gpus)
             samples = setting.batch * spec["ode_init.iterations"]
-            net = network(spec, world, build.student_rule(spec), learns_by="ode_init.loss")
-            memory = train_memory([net], [], setting)
-            out.append(cost(stage, net.parameters, samples * learning(net, setting), memory))
+            nets = [
+                network(spec, world, build.student_rule(spec), learns_by="ode_init.loss"),
+                *_edits(spec, world, "ode_init.loss"),
+            ]
+            memory = train_memory([_together(nets)], [], setting)
+            flops = samples * sum(learning(net, setting) for net in nets)
+            out.append(cost(stage, nets[0].parameters, flops, memory))
         elif stage == "distill":
             setting = _training(spec, stage, gpus)
-            out.append(_distill(spec, student, fake, real, setting, cost, learning))
+            out.append(_distill(spec, [student, *_edits(spec, world, "loss")], fake, real, setting, cost, learning))
     return out
 
 
+def _edits(spec: Spec, world: build.World, path: str) -> list[Network]:
+    """The student once more, where a loss has it learn from clips that a prompt changes."""
+    learns = any(part["name"] == "edits" for part in bound(spec[path]))
+    return [network(spec, world, build.student_rule(spec), edits=True)] if learns else []
+
+
+def _together(nets: list[Network]) -> Network:
+    """One network that passes several times before its backward pass, and keeps all of it."""
+    return replace(nets[0], tokens=sum(net.tokens for net in nets))
+
+
 def _distill(
-    spec: Spec, student: Network, fake: Network, real: Network, setting: Setting, cost: Any, learning: Any
+    spec: Spec, students: list[Network], fake: Network, real: Network, setting: Setting, cost: Any, learning: Any
 ) -> Cost:
+    student = students[0]
     passes = 1 if spec["student.input"]["name"] == "data" else len(build.student_times(spec))
     streams = getattr(build.student_input(spec), "streams", False)
     made = student.forward * (passes + streams)  # at most; a rollout commits every block, too
     twice = 1 if all(part.get("guidance", 1.0) == 1.0 for part in bound(spec["loss"])) else 2
-    update = made - student.forward + learning(student, setting) + fake.forward + twice * real.forward
+    update = made - student.forward + sum(learning(net, setting) for net in students)
+    update += fake.forward + twice * real.forward
     update += spec["distill.critic_updates"] * (made + learning(fake, setting))
     flops = spec["distill.iterations"] * setting.batch * update
     parameters = student.parameters + fake.parameters + real.parameters
-    return cost("distill", parameters, flops, train_memory([student, fake], [real], setting))
+    return cost("distill", parameters, flops, train_memory([_together(students), fake], [real], setting))
 
 
 def memory_of(text: str) -> float:
@@ -294,6 +314,8 @@ def remedies(spec: Spec, stage: str, gpus: int, limit: float) -> list[str]:
     nets = {name: network(spec, world, rule, learns_by=feeds[name]) for name, rule in rules.items()}
     nets["real_score"] = network(spec, world, rules["teacher"], spec["real_score"] or spec["model"])
     frozen = [nets["real_score"]] if stage == "distill" else []
+    path = "ode_init.loss" if stage == "ode_init" else "loss"
+    nets["student"] = _together([nets["student"], *_edits(spec, world, path)])
     trained = {"teacher": [nets["teacher"]], "ode_init": [nets["student"]],
                "distill": [nets["student"], nets[spec["fake_score"]]]}.get(stage)  # fmt: skip
     if trained is None:

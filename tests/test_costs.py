@@ -73,6 +73,7 @@ CHANGES = {
     "behind clean context": ["loss.guidance=2.0", "student.input={name: data, context: clean}"],
     "without guidance": ["loss.guidance=1.0"],
     "guidance in a part of a sum": ["loss={name: sum, of: [{name: dmd, guidance: 2.0}]}"],
+    "with clips that a prompt changes": ["loss={name: sum, of: [{name: dmd, guidance: 2.0}, edits]}"],
     "checkpointed": ["loss.guidance=2.0", "distill.activation_checkpointing=true"],
     "from its own samples": ["loss.guidance=2.0", "student.input={name: backward_simulation, exit_step: last}"],
 }
