@@ -136,6 +136,7 @@ def video(engine: Engine, states: shapes.State, cache: str, strengths: list[floa
     out = {}
     source = shapes.render(states, FRAMES)
     wanted = changed(states, "colour")
+    answer = shapes.render(wanted, FRAMES)
     for strength in strengths:
         session = Session(engine, wanted.captions, cache=cache)
         session.video(to_bytes(source), strength)
@@ -151,7 +152,8 @@ def video(engine: Engine, states: shapes.State, cache: str, strengths: list[floa
             "both": share(follows & found["colour"]),
             "distance_px": share(distance),
             "texture_kept": share(agreement(shapes_truth.fit(source), fitted)),
-            "fidelity_db": share(10 * torch.log10(4 / (made - source).pow(2).mean((1, 2, 3, 4)))),
+            "to_input_db": share(10 * torch.log10(4 / (made - source).pow(2).mean((1, 2, 3, 4)))),
+            "to_answer_db": share(10 * torch.log10(4 / (made - answer).pow(2).mean((1, 2, 3, 4)))),
             "contrast": share(fitted.contrast),
         }
     return out
@@ -227,7 +229,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=128)
     parser.add_argument("--cache", default="trained")
     parser.add_argument("--factor", type=int, default=100)
-    parser.add_argument("--strengths", type=float, nargs="+", default=[0.4, 0.5, 0.6, 0.625, 0.7, 0.8, 0.9])
+    parser.add_argument("--strengths", type=float, nargs="+", default=[0.4, 0.5, 0.6, 0.7, 0.8, 0.9])
     parser.add_argument("--out", type=Path)
     told = parser.parse_args()
     if told.student:
