@@ -165,18 +165,20 @@ def long(engine: Engine, states: shapes.State, cache: str, factor: int) -> dict:
     length = -(-engine.frames // 3)
     blocks = len(session.moment.cache.rule.blocks(engine.frames * factor))
     begins = sorted({round(i * (blocks - length) / 20) for i in range(21)})
-    parts: dict[int, list[torch.Tensor]] = {begin: [] for begin in begins}
+    judge, places = shapes_truth.ShapesTruth(), {}
+    open_parts: dict[int, list[torch.Tensor]] = {}
     rows, process = [], psutil.Process()
     for block in range(blocks):
         made = session.step()
-        for begin, part in parts.items():
-            if begin <= block < begin + length:
-                part.append(made.frames)
         if block % max(1, blocks // 100) == 0 or block == blocks - 1:
             rows.append((block, made.row.total, process.memory_info().rss, session.moment.cache.bytes))
-    judge, prompts = shapes_truth.ShapesTruth(), states.captions
-    found = {begin: judge(torch.cat(part, 1).float() / 127.5 - 1, prompts) for begin, part in parts.items()}
-    places = {begin: {key: share(value[key]) for key in SCORES} for begin, value in found.items()}
+        if block in begins:
+            open_parts[block] = []
+        for begin, part in list(open_parts.items()):
+            part.append(made.frames)
+            if len(part) == length:  # judged at once, so that no frames are held
+                found = judge(torch.cat(open_parts.pop(begin), 1).float() / 127.5 - 1, states.captions)
+                places[begin] = {key: share(found[key]) for key in SCORES}
     settled = rows[len(rows) // 10 :]
     quarter = max(1, len(settled) // 4)
     early, late = (statistics.median(row[1] for row in part) for part in (settled[:quarter], settled[-quarter:]))
