@@ -136,6 +136,7 @@ def video(engine: Engine, states: shapes.State, cache: str, strengths: list[floa
     out = {}
     source = shapes.render(states, FRAMES)
     wanted = changed(states, "colour")
+    answer = shapes.render(wanted, FRAMES)
     for strength in strengths:
         session = Session(engine, wanted.captions, cache=cache)
         session.video(to_bytes(source), strength)
@@ -151,38 +152,41 @@ def video(engine: Engine, states: shapes.State, cache: str, strengths: list[floa
             "both": share(follows & found["colour"]),
             "distance_px": share(distance),
             "texture_kept": share(agreement(shapes_truth.fit(source), fitted)),
-            "fidelity_db": share(10 * torch.log10(4 / (made - source).pow(2).mean((1, 2, 3, 4)))),
+            "to_input_db": share(10 * torch.log10(4 / (made - source).pow(2).mean((1, 2, 3, 4)))),
+            "to_answer_db": share(10 * torch.log10(4 / (made - answer).pow(2).mean((1, 2, 3, 4)))),
             "contrast": share(fitted.contrast),
         }
     return out
 
 
 def long(engine: Engine, states: shapes.State, cache: str, factor: int) -> dict:
-    """Many times the training length: the first and the last part, memory and time per block on the way."""
+    """Many times the training length: a training length judged at 21 places, memory and time per block on the way."""
     session = Session(engine, states.captions, cache=cache)
-    frames = engine.frames * factor
-    blocks = len(session.moment.cache.rule.blocks(frames))
-    head, tail, rows = [], [], []
     length = -(-engine.frames // 3)
-    process = psutil.Process()
+    blocks = len(session.moment.cache.rule.blocks(engine.frames * factor))
+    begins = sorted({round(i * (blocks - length) / 20) for i in range(21)})
+    judge, places = shapes_truth.ShapesTruth(), {}
+    open_parts: dict[int, list[torch.Tensor]] = {}
+    rows, process = [], psutil.Process()
     for block in range(blocks):
         made = session.step()
-        head = [*head, made.frames] if block < length else head
-        tail = [*tail, made.frames][-length:]
         if block % max(1, blocks // 100) == 0 or block == blocks - 1:
             rows.append((block, made.row.total, process.memory_info().rss, session.moment.cache.bytes))
-    judge, prompts = shapes_truth.ShapesTruth(), states.captions
-    parts = {"first": torch.cat(head, 1), "last": torch.cat(tail, 1)}
-    found = {name: judge(part.float() / 127.5 - 1, prompts) for name, part in parts.items()}
+        if block in begins:
+            open_parts[block] = []
+        for begin, part in list(open_parts.items()):
+            part.append(made.frames)
+            if len(part) == length:  # judged at once, so that no frames are held
+                found = judge(torch.cat(open_parts.pop(begin), 1).float() / 127.5 - 1, states.captions)
+                places[begin] = {key: share(found[key]) for key in SCORES}
     settled = rows[len(rows) // 10 :]
     quarter = max(1, len(settled) // 4)
     early, late = (statistics.median(row[1] for row in part) for part in (settled[:quarter], settled[-quarter:]))
     return {
-        "blocks": blocks,
-        **{name: {key: share(value[key]) for key in SCORES} for name, value in found.items()},
+        "blocks": blocks, "first": places[begins[0]], "last": places[begins[-1]],
         "block_s_ratio_last_to_first_quarter": round(late / early, 3),
         "rss_ratio_last_to_tenth": round(settled[-1][2] / settled[0][2], 3), "cache_bytes": settled[-1][3],
-        "rows": [(b, round(s, 4), r, c) for b, s, r, c in rows],
+        "places": list(places.items()), "rows": [(b, round(s, 4), r, c) for b, s, r, c in rows],
     }  # fmt: skip
 
 
@@ -227,7 +231,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=128)
     parser.add_argument("--cache", default="trained")
     parser.add_argument("--factor", type=int, default=100)
-    parser.add_argument("--strengths", type=float, nargs="+", default=[0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95])
+    parser.add_argument("--strengths", type=float, nargs="+", default=[0.4, 0.5, 0.6, 0.7, 0.8, 0.9])
     parser.add_argument("--out", type=Path)
     told = parser.parse_args()
     if told.student:
@@ -244,7 +248,7 @@ def main() -> None:
             "long": lambda: long(engine, states, told.cache, told.factor), "speed": lambda: speed(engine),
         }[part]()  # fmt: skip
         out[part] = made
-        print(json.dumps({part: {k: v for k, v in made.items() if k != "rows"}}), flush=True)
+        print(json.dumps({part: {k: v for k, v in made.items() if k not in ("rows", "places")}}), flush=True)
     if told.out:
         weights.write_json(told.out, out)
 

@@ -63,6 +63,21 @@ def student_input(spec: Spec) -> Any:
     return construct(spec["student.input"], context_t=spec["student.sampler"].get("context_t", 0.0))
 
 
+def session_sampler(spec: Spec) -> Any:
+    """The student's sampler, for sessions: they make a block, and then the next.
+
+    Raises:
+        UserError: it makes several at once.
+    """
+    sampler = construct(spec["student.sampler"], times=student_times(spec))
+    if getattr(sampler, "window_blocks", 1) != 1:
+        raise UserError(
+            "student.sampler.window_blocks: a session may be steered at every block, so it makes one at a time; set "
+            f"it to 1, not {sampler.window_blocks}"
+        )
+    return sampler
+
+
 def stream_cache(policy: Bound, mask: Rule, frames: int, first_block_frames: int | None = None) -> KVCache:
     """An empty cache under a policy, for a network that was trained under ``mask`` on clips of ``frames`` latents.
 

@@ -19,7 +19,11 @@ from causvid.validate import Bound
 
 STAGES = ("teacher", "ode_pairs", "ode_init", "distill", "report")  # where 'until' may stop, in order
 # What each stage's loss may take from the scene.
-GIVEN = {"teacher_training.loss": {"data"}, "ode_init.loss": {"trajectory"}, "loss": {"data", "samples"}}
+GIVEN = {
+    "teacher_training.loss": {"data"},
+    "ode_init.loss": {"trajectory", "edits"},
+    "loss": {"data", "samples", "edits"},
+}
 
 
 def check(spec: Spec) -> None:
@@ -29,7 +33,7 @@ def check(spec: Spec) -> None:
         UserError: the first thing that does not fit.
     """
     world = build.World(spec)
-    players = _check_losses(spec)
+    players = _check_losses(spec, world)
     _check_networks(spec, world, players)
     _check_sampling(spec, world)
     _check_sharing(spec)
@@ -53,10 +57,12 @@ def check(spec: Spec) -> None:
         schedule.state_indices(build.stored_times(spec), [*build.student_times(spec), 0.0])
 
 
-def _check_losses(spec: Spec) -> tuple[str, ...]:
+def _check_losses(spec: Spec, world: build.World) -> tuple[str, ...]:
     """Each stage has what its loss needs; returns the players of distillation."""
     players: tuple[str, ...] = ()
     for path, given in GIVEN.items():
+        if not hasattr(world.dataset, "edits"):
+            given = given - {"edits"}
         loss = build.construct(spec[path])
         players = tuple(getattr(loss, "players", ()))
         if "student" not in players:
@@ -71,6 +77,8 @@ def _check_losses(spec: Spec) -> tuple[str, ...]:
                 f"{path}: '{spec[path]['name']}' needs {' and '.join(missing)}, and this stage has "
                 f"{' and '.join(sorted(given))}"
             )
+        if "edits" in getattr(loss, "needs", ()):
+            world.edits([0], build.student_rule(spec).blocks(world.latent_shape[0]))
     penalised = any(part.get("r1", 0) for part in bound(spec["loss"]))
     if penalised and spec["distill.activation_checkpointing"]:
         raise UserError(

@@ -92,7 +92,7 @@ def engine_with(spec: Spec, weights_path: Path) -> Engine:
     """A causal student of a spec with the weights of a file."""
     world = build.World(spec)
     network = build.load_network(spec, world, build.causal_rule(spec), weights_path)
-    sampler = build.construct(spec["student.sampler"], times=build.student_times(spec))
+    sampler = build.session_sampler(spec)
     frames, *frame = world.latent_shape
     return Engine(
         network, network, world.codec, world.text_encoder, (frame[0], frame[1], frame[2]), frames,

@@ -37,6 +37,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "causvid.losses.ode",
         "causvid.losses.dmd",
         "causvid.losses.gan",
+        "causvid.losses.edits",
     ),
     "student_input": ("causvid.samplers.student_input",),
     "discriminator": ("causvid.models.discriminator",),

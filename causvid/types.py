@@ -121,6 +121,24 @@ class StudentSample:
 
 
 @dataclass(frozen=True)
+class Edits:
+    """Clips for which a prompt asks that something be changed, and how they are then: the right answer is known.
+
+    Attributes:
+        source: clean latents that noise is put over, ``b f c h w``: where ``start`` is 0 the clip as it was.
+        target: the changed clip, ``b f c h w``; what is before ``start`` is not changed. Elsewhere the source is it.
+        before, after: the prompts.
+        start: latent frame from which the later prompt holds, ``b``; 0 is a clip that is restyled as a whole.
+    """
+
+    source: Tensor
+    target: Tensor
+    before: Text
+    after: Text
+    start: Tensor
+
+
+@dataclass(frozen=True)
 class Scene:
     """Everything that one training step may use; built by a stage, read by losses and student inputs.
 
@@ -132,6 +150,7 @@ class Scene:
         data: clean latents ``b f c h w``, where the stage has data.
         trajectory: sampling trajectories, where the stage has them.
         generate: the student's own samples, with or without gradient, where the stage has a student input.
+        edit: as many clips that a prompt changes, where the stage's dataset makes such.
     """
 
     draw: Draw
@@ -142,6 +161,7 @@ class Scene:
     data: Tensor | None = None
     trajectory: Trajectory | None = None
     generate: Callable[[bool], StudentSample] | None = None
+    edit: Callable[[], Edits] | None = None
 
     def per_block(self, values: Tensor) -> Tensor:
         """Spread one value per block, ``b blocks``, over the blocks' frames: ``b f``."""
@@ -164,8 +184,8 @@ class Loss(Protocol):
 
     Attributes:
         players: networks that it trains.
-        needs: what it takes from the scene, of ``data``, ``trajectory`` and ``samples``; told before anything runs
-            where a stage does not have it.
+        needs: what it takes from the scene, of ``data``, ``trajectory``, ``samples`` and ``edits``; told before
+            anything runs where a stage does not have it.
     """
 
     players: tuple[str, ...]

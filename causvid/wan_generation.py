@@ -109,7 +109,7 @@ class Studio:
     def engine(self) -> Engine:
         """The causal student, ready to stream."""
         frames, channels, height, width = self.world.latent_shape
-        sampler = self._sampler()
+        sampler = build.session_sampler(self.spec)
         return Engine(
             self.model, self.model.model, self.world.codec, self.world.text_encoder, (channels, height, width), frames,
             tuple(sampler.times), self.spec["student.shift"], sampler.context_t, self.request.device,

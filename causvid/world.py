@@ -11,7 +11,7 @@ import torch
 from causvid import ranks, registry, weights
 from causvid.errors import UserError
 from causvid.spec import Spec
-from causvid.types import Text
+from causvid.types import Edits, Text
 from causvid.validate import Bound
 
 
@@ -134,6 +134,23 @@ class World:
         """(captions, text, the empty prompt as often) of the given samples."""
         _, captions, text = self._read(indices, split)
         return captions, text.to(self.device), self.unconditional(len(captions))
+
+    def edits(self, indices: Sequence[int], blocks: Sequence[tuple[int, int]], split: str = "train") -> Edits:
+        """Clips that a prompt changes: from one of the blocks [start, stop) on, or as a whole.
+
+        Raises:
+            UserError: the dataset makes none, or clips have one block alone.
+        """
+        if not hasattr(self.dataset, "edits"):
+            raise UserError(f"world.dataset: '{type(self.dataset).__name__}' makes no clips that a prompt changes")
+        if len(blocks) < 2:
+            raise UserError("causal.mask: a prompt that changes in mid-stream needs clips of two blocks or more")
+        first = {self.codec.pixel_frames(start): start for start, _ in blocks[1:]}
+        clips = self.dataset.edits(indices, list(first), split)
+        start = torch.tensor([first.get(frame, 0) for frame in clips.start.tolist()], device=self.device)
+        source, target = (self.codec.encode(each).to(self.device) for each in (clips.source, clips.target))
+        before, after = (self.text_encoder.encode(each).to(self.device) for each in (clips.before, clips.after))
+        return Edits(source, target, before, after, start)
 
     def _read(self, indices: Sequence[int], split: str) -> tuple[torch.Tensor, list[str], Text]:
         if self.holds_latents:

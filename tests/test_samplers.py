@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
-from closed_form import F64, LATENT, GaussianDenoiser, numbers, tiny_dit, tiny_text
+from closed_form import F64, LATENT, GaussianDenoiser, normal, numbers, tiny_dit, tiny_text
 
-from causvid import schedule
+from causvid import build, schedule, spec
 from causvid.attention.masks import BlockCausal, SinkWindow, SlidingWindow
+from causvid.errors import UserError
 from causvid.randomness import Draw
 from causvid.samplers.few_step import FewStep, descending
 from causvid.samplers.ode import Guided
-from causvid.samplers.rollout import Rollout, Step, few_step_schedule, run_schedule
+from causvid.samplers.rollout import Rollout, Step, few_step_schedule, rolling_schedule, run_schedule
 from causvid.types import Text
 
 TIMES = (1.0, 0.8, 0.4)
@@ -110,6 +113,94 @@ def test_rows_do_not_mix():
     for row in range(2):
         alone = rollout(model, text[row : row + 1], samples=[row])
         torch.testing.assert_close(alone, together[row : row + 1], rtol=0, atol=1e-10)
+
+
+def test_a_window_of_one_block_is_the_schedule_block_by_block():
+    for blocks, level in itertools.product((1, 2, 5), (0.0, 0.3)):
+        rolled = list(rolling_schedule(blocks, TIMES, 1, level))
+        assert rolled == [(step,) for step in few_step_schedule(blocks, TIMES, level)]
+
+
+def test_a_rolling_window_of_two_blocks():
+    a, b, c, d = 1.0, 0.9, 0.7, 0.4
+    steps = [[(step.block, step.t) for step in each] for each in rolling_schedule(3, [a, b, c, d], 2)]
+    assert steps == [
+        [(0, a)], [(0, b)], [(0, c), (1, a)], [(0, d), (1, b)], [(0, 0)],
+        [(1, c), (2, a)], [(1, d), (2, b)], [(1, 0)], [(2, c)], [(2, d)],
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("window", [1, 2, 3, 6])
+@pytest.mark.parametrize("first", [0, 2])
+def test_every_block_has_all_times_and_is_committed_before_it_leaves_the_window(window, first):
+    times, seen, committed = [1.0, 0.9, 0.8, 0.6, 0.4, 0.2], {}, []
+    for each in rolling_schedule(9, times, window, 0.1, first):
+        assert [step.block for step in each] == list(range(each[0].block, each[0].block + len(each)))
+        assert each[0].block == first + len(committed) and len(each) <= window
+        assert all(left.t < right.t for left, right in itertools.pairwise(each))
+        for step in each:
+            if step.commit:
+                assert (step.t, seen[step.block], len(each)) == (0.1, times, 1)
+                committed.append(step.block)
+            else:
+                seen.setdefault(step.block, []).append(step.t)
+    assert seen == {block: times for block in range(first, 9)} and committed == list(range(first, 8))
+
+
+def rolled_by_hand(model, text, window, frames):
+    """Every pass is one masked pass over all that is done, at t = 0, and all that has begun: no cache, no schedule."""
+    blocks, apart = model.mask.blocks(frames), len(TIMES) // window
+    estimates = [torch.zeros(2, stop - start, *LATENT, dtype=F64) for start, stop in blocks]
+    taken, tick = [0] * len(blocks), 0
+    while min(taken) < len(TIMES):
+        begun = [b for b in range(len(blocks)) if b * apart <= tick]
+        parts, levels = [], []
+        for b in begun:
+            time = TIMES[taken[b]] if taken[b] < len(TIMES) else 0.0
+            noise = noise_of(b, taken[b], estimates[b].shape[1])
+            parts.append((1 - time) * estimates[b] + time * noise)
+            levels += [time] * estimates[b].shape[1]
+        x = torch.cat(parts, 1)
+        t = torch.tensor(levels, dtype=F64).expand(2, -1)
+        with torch.no_grad():
+            x0 = model(x, t, text.frames(0, x.shape[1])).x0
+        for b in begun:
+            if taken[b] < len(TIMES):
+                estimates[b], taken[b] = x0[:, slice(*blocks[b])], taken[b] + 1
+        tick += 1
+    return torch.cat(estimates, 1)
+
+
+@pytest.mark.parametrize("window", [1, 3])
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("per_frame", [False, True])
+def test_rolling_denoising_is_the_loop_without_a_cache(rule, window, per_frame):
+    model, text = tiny_dit(RULES[rule]), tiny_text(frames=FRAMES if per_frame else None)
+    sampler = Rollout(TIMES, window_blocks=window)
+    made = sampler(model, (FRAMES, *LATENT), text, draw())
+    torch.testing.assert_close(made, rolled_by_hand(model, text, window, FRAMES), rtol=0, atol=1e-10)
+
+
+def test_a_window_of_one_changes_no_bit_and_a_wider_one_does():
+    model, text = tiny_dit(), tiny_text()
+    plain, one, three = (Rollout(TIMES, window_blocks=n)(model, (7, *LATENT), text, draw()) for n in (1, 1, 3))
+    assert torch.equal(plain, one) and (three - plain).abs().max() > 1e-3
+    blocks = list(Rollout(TIMES, window_blocks=3).stream(model, (7, *LATENT), text, draw()))
+    assert [(block.start, block.stop) for block in blocks] == [(0, 2), (2, 4), (4, 6), (6, 7)]
+
+
+def test_a_rolling_stream_goes_on_from_a_given_block():
+    model, text = tiny_dit(), tiny_text()
+    start = normal(2, 2, *LATENT)
+    made = list(Rollout(TIMES, window_blocks=3).stream(model, (7, *LATENT), text, draw(), start=start))
+    assert [block.start for block in made] == [2, 4, 6]
+    assert (made[0].latents - Rollout(TIMES)(model, (7, *LATENT), text, draw())[:, 2:4]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("window", [0, 2, 4])
+def test_a_window_that_does_not_divide_the_steps_is_refused(window):
+    with pytest.raises(ValueError, match=f"must divide the number of steps, 3; got {window}"):
+        Rollout(TIMES, window_blocks=window)
 
 
 class Counted:
@@ -213,3 +304,9 @@ def test_a_schedule_that_starts_without_an_estimate_is_refused():
     model = tiny_dit()
     with pytest.raises(ValueError, match="block 0 starts at t = 0.5"):
         next(run_schedule(model, [Step(0, 0.5, False)], [(0, 2)], LATENT, tiny_text(), draw(), model.new_cache()))
+
+
+def test_a_session_makes_one_block_at_a_time_and_says_so():
+    arm = spec.load("tiny/causal_teacher", ["student.sampler.window_blocks=2"])
+    with pytest.raises(UserError, match="window_blocks: a session may be steered at every block"):
+        build.session_sampler(arm)

@@ -90,6 +90,18 @@ def test_inference_equals_the_teacher_forcing_pass(rule, position, kernel, dtype
         cache = model(clean[:, part], torch.zeros_like(t[:, part]), text, cache=cache, commit=True).cache
 
 
+@pytest.mark.parametrize("done", [0, 1, 2])
+@pytest.mark.parametrize(("rule", "position", "kernel"), combinations)
+@torch.no_grad()
+def test_blocks_that_are_denoised_together_are_those_of_the_masked_pass(rule, position, kernel, done):
+    """Behind what is committed, each block of a pass sees the earlier ones as they stand, and no later one."""
+    model, x, t, text = make(rule, position, kernel)
+    start, _ = rule.blocks(FRAMES)[done]
+    cache = stream(model, x[:, :start], t[:, :start], text)[1] if done else model.new_cache()
+    together = model(x[:, start:], t[:, start:], text, cache=cache).prediction
+    torch.testing.assert_close(together, model(x, t, text).prediction[:, start:], atol=1e-10, rtol=0)
+
+
 SIZES = [(3, 5), (8, 4), (1, 1)]  # tokens of 8 frames: 120, 256 (a multiple of 128), 8
 
 
@@ -241,10 +253,10 @@ def test_a_window_holds_a_constant_number_of_bytes():
     assert len(set(sizes[3:])) == 1 and cache.frames == (0, 1, 58, 59)
 
 
-def test_a_stream_takes_one_block_at_a_time_and_ends_with_a_short_one():
+def test_a_stream_commits_one_block_at_a_time_and_ends_with_a_short_one():
     model, x, t, text = make(BlockCausal(3))
     with pytest.raises(ValueError, match="1 to 3 frames"):
-        model(x[:, :4], t[:, :4], text, cache=model.new_cache())
+        model(x[:, :4], t[:, :4], text, cache=model.new_cache(), commit=True)
     cache = model(x[:, :2], t[:, :2], text, cache=model.new_cache(), commit=True).cache
     with pytest.raises(ValueError, match="the stream has ended"):
         model(x[:, :3], t[:, :3], text, cache=cache)

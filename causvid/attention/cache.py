@@ -74,8 +74,11 @@ class KVCache:
         """Kept (k, v) of a layer, oldest first."""
         return [layers[layer] for _, layers in self.blocks]
 
-    def check_block(self, count: int) -> None:
+    def check_block(self, count: int, several: bool = False) -> None:
         """Accept only the frames that come next: one block, or the short last one.
+
+        Args:
+            several: accept more blocks than one: they are denoised together, and none of them is kept.
 
         Raises:
             ValueError: more frames than the next block holds, or none.
@@ -83,7 +86,7 @@ class KVCache:
         start, stop = self.rule.block_range(self.next_block)
         if self.next_frame != start:
             raise ValueError(f"block {self.next_block - 1} was short, so it was the last: the stream has ended")
-        if not 1 <= count <= stop - start:
+        if not 1 <= count <= (count if several else stop - start):
             raise ValueError(f"block {self.next_block} takes 1 to {stop - start} frames, got {count}")
 
     def committed(self, layers: tuple[LayerKV, ...], count: int) -> KVCache:

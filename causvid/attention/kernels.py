@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from causvid.attention import rope
-from causvid.attention.masks import Group, Pattern, Rule
+from causvid.attention.masks import Pattern, Rule
 from causvid.attention.positions import Position
 from causvid.registry import register
 
@@ -82,16 +82,18 @@ def _blockwise_plan(
             visible = key_frames.unique()
             query_rotations = grid.rotations(position.place(query_frames, visible))
             key_rotations = grid.rotations(position.place(key_frames, visible))
-        steps.append((slice(start * n, stop * n), _key_tokens(group, n, grid.device), query_rotations, key_rotations))
+        steps.append(
+            (slice(start * n, stop * n), key_tokens(group.keys, n, grid.device), query_rotations, key_rotations)
+        )
     return shared, steps
 
 
-def _key_tokens(group: Group, n: int, device: torch.device) -> slice | Tensor:
-    """Tokens of a group's keys: a slice (no copy) where the slots are consecutive."""
-    first, last = group.keys[0], group.keys[-1]
-    if last - first + 1 == len(group.keys):
+def key_tokens(keys: tuple[int, ...], n: int, device: torch.device) -> slice | Tensor:
+    """Tokens of slots, ``n`` each: a slice (no copy) where the slots are consecutive."""
+    first, last = keys[0], keys[-1]
+    if last - first + 1 == len(keys):
         return slice(first * n, (last + 1) * n)
-    slots = torch.tensor(group.keys, device=device)
+    slots = torch.tensor(keys, device=device)
     return (slots[:, None] * n + torch.arange(n, device=device)).flatten()
 
 

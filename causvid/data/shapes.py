@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 import torch.nn.functional as F
@@ -162,6 +162,54 @@ def render(state: State, frames: int, first: int = 0) -> Tensor:
     return alpha * colour + (1 - alpha) * ground
 
 
+@dataclass(frozen=True)
+class EditedClips:
+    """Videos for which a caption asks that something be changed, and how they are then.
+
+    Attributes:
+        source, target: pixels ``b f 3 h w``: as it was, and changed; the same where the change is in mid-stream.
+        before, after: captions.
+        start: pixel frame from which the later caption holds, ``b``; 0 is a video that is restyled as a whole.
+    """
+
+    source: Tensor
+    target: Tensor
+    before: list[str]
+    after: list[str]
+    start: Tensor
+
+
+def turned(state: State, start: Tensor, colour: Tensor, shape: Tensor, direction: Tensor) -> State:
+    """The scenes as they go on from frame ``start`` (``b``) under another caption: from the place that was reached."""
+    steps = (start - 1)[:, None] * state.speed[:, None]
+    axes = _table(list(DIRECTIONS.values()))
+    begun = state.start + steps * (axes[state.direction] - axes[direction])
+    return replace(state, colour=colour, shape=shape, direction=direction, start=begun)
+
+
+def sample_edits(seed: int, indices: Sequence[int], starts: Sequence[int], split: str) -> tuple[State, State, Tensor]:
+    """(states, the same changed, first frame of the change ``b``): a function of (seed, split, index) alone.
+
+    Half of them change at one of the frames ``starts``: colour, shape, direction or several of these. The others are
+    restyled, from frame 0: in colour, shape or both, and move as they did.
+    """
+    state = sample_states(seed, indices, f"{split}/edits")
+    rows: list[list[int]] = []
+    for index in indices:
+        g = torch.Generator().manual_seed(key("edits", seed, split, index))
+        restyle, start = int(torch.randint(2, (), generator=g)), int(torch.randint(len(starts), (), generator=g))
+        chosen = 1 + int(torch.randint(3 if restyle else 7, (), generator=g))  # what changes, as bits; not nothing
+        turns = [1 + int(torch.randint(high - 1, (), generator=g)) for high in map(len, (COLOURS, SHAPES, DIRECTIONS))]
+        turns = [turn * (chosen >> bit & 1) for bit, turn in enumerate(turns)]
+        rows.append([*turns, 0 if restyle else starts[start]])
+    colour, shape, direction, start = torch.tensor(rows).T.contiguous()
+    after = turned(
+        state, start, (state.colour + colour) % len(COLOURS), (state.shape + shape) % len(SHAPES),
+        (state.direction + direction) % len(DIRECTIONS),
+    )  # fmt: skip
+    return state, after, start
+
+
 @register("dataset", "shapes")
 class Shapes:
     """Videos of the tiny world, rendered on the fly; no two indices are alike.
@@ -188,3 +236,11 @@ class Shapes:
         """Pixels ``b f 3 h w`` and captions of the given sample indices."""
         states = self.states(indices, split)
         return render(states, self.frames), states.captions
+
+    def edits(self, indices: Sequence[int], starts: Sequence[int], split: str = "train") -> EditedClips:
+        """Videos that change at one of the frames ``starts``, and videos that are restyled."""
+        before, after, start = sample_edits(self.seed, indices, starts, split)
+        was, changed = render(before, self.frames), render(after, self.frames)
+        first, late = start[:, None, None, None, None], torch.arange(self.frames)[None, :, None, None, None]
+        target = torch.where(late >= first, changed, was)
+        return EditedClips(torch.where(first > 0, target, was), target, before.captions, after.captions, start)

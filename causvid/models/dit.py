@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from causvid.attention import rope
 from causvid.attention.cache import KVCache, LayerKV
-from causvid.attention.kernels import Attend, Blockwise, Grid, Kernel
+from causvid.attention.kernels import Attend, Blockwise, Grid, Kernel, key_tokens
 from causvid.attention.masks import Bidirectional, Pattern, Rule
 from causvid.attention.positions import Absolute, Position
 from causvid.models.blocks import Block, sinusoid
@@ -128,7 +128,8 @@ class VideoDiT(nn.Module):
         """Denoise ``x`` at time ``t``.
 
         Args:
-            x: noisy latents, ``b f c h w``; under a cache, the frames of the stream's next block.
+            x: noisy latents, ``b f c h w``; under a cache, the frames of the stream's next block, or of several next
+                blocks that are denoised together: each sees the earlier ones as they are given here.
             t: time of each frame, ``b f``, in [0, 1].
             text: prompts' embeddings.
             context: clean latents of the same frames, ``b f c h w``: the teacher-forcing pass [clean | noisy], of
@@ -188,7 +189,7 @@ class VideoDiT(nn.Module):
             known = memo.get(text, index) if memo else None
             if known is None and embedded is None:
                 embedded = self._embed_text(text, context is not None)
-            attend = masked or self._stream(cast(KVCache, cache), index, frames, grid)
+            attend = masked or self._stream(cast(KVCache, cache), index, frames, grid, commit)
             tokens, kv, text_kv = block(tokens, modulation, attend, embedded if known is None else known)
             if memo and known is None:
                 memo.put(text, index, text_kv)
@@ -247,29 +248,39 @@ class VideoDiT(nn.Module):
             q=self.patch[1],
         )
 
-    def _stream(self, cache: KVCache, layer: int, frames: int, grid: Grid) -> Attend:
-        """Attention of the next block over what the cache keeps and itself: no mask is needed."""
-        cache.check_block(frames)
-        key_frames = (
-            *cache.frames,
-            *range(cache.next_frame, cache.next_frame + frames),
-        )
-        key_rotations, query_rotations = _stream_rotations(cache.position or self.position, key_frames, frames, grid)
+    def _stream(self, cache: KVCache, layer: int, frames: int, grid: Grid, commit: bool) -> Attend:
+        """Attention of the next blocks over what the cache keeps and themselves: no mask is needed."""
+        cache.check_block(frames, several=not commit)
         past = cache.read(layer)
+        plan = _stream_plan(
+            cache.rule, cache.position or self.position, cache.frames, cache.next_frame, cache.next_frame + frames, grid
+        )
 
         def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             k = torch.cat([*(pair[0] for pair in past), k], dim=2)
             v = torch.cat([*(pair[1] for pair in past), v], dim=2)
-            return F.scaled_dot_product_attention(rope.rotate(q, query_rotations), rope.rotate(k, key_rotations), v)
+            parts = []
+            for queries, keys, query_rotations, key_rotations in plan:
+                rotated = rope.rotate(q[:, :, queries], query_rotations), rope.rotate(k[:, :, keys], key_rotations)
+                parts.append(F.scaled_dot_product_attention(*rotated, v[:, :, keys]))
+            return torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]
 
         return attend
 
 
-@lru_cache(maxsize=8)
-def _stream_rotations(
-    position: Position, key_frames: tuple[int, ...], frames: int, grid: Grid
-) -> tuple[Tensor, Tensor]:
-    """Rotations of all keys and of the last ``frames`` frames, the queries."""
-    visible = torch.tensor(key_frames)
-    rotations = grid.rotations(position.place(visible, visible))
-    return rotations, rotations[-frames * grid.tokens_per_frame :]
+@lru_cache(maxsize=16)
+def _stream_plan(
+    rule: Rule, position: Position, kept: tuple[int, ...], start: int, stop: int, grid: Grid
+) -> list[tuple[slice, slice | Tensor, Tensor, Tensor]]:
+    """For each block of the frames [start, stop): tokens of its queries and keys, and their rotations."""
+    n, frames, plan, first = grid.tokens_per_frame, (*kept, *range(start, stop)), [], start
+    while first < stop:
+        last = min(rule.block_range(int(rule.block_of(first)))[1], stop)
+        seen = tuple(i for i, frame in enumerate(frames) if bool(rule.sees(last - 1, frame)))
+        visible = torch.tensor([frames[i] for i in seen])
+        rotations = grid.rotations(position.place(visible, visible))
+        keys = key_tokens(seen, n, grid.device)
+        queries = slice((first - start) * n, (last - start) * n)
+        plan.append((queries, keys, rotations[-(last - first) * n :], rotations))
+        first = last
+    return plan

@@ -96,13 +96,15 @@ class Distill:
                     number = step if name == "student" else step * per_student + turn // len(critics)
                     samples = ranks.rows(range(number * batch, (number + 1) * batch))
                     data, text, unconditional = world.batch(samples)
+                    blocks = tuple(rule.blocks(data.shape[1]))
                     scene = Scene(
                         Draw(spec["seed"], f"distill/{name}", number, samples, world.device),
                         text,
                         unconditional,
                         nets,
-                        tuple(rule.blocks(data.shape[1])),
+                        blocks,
                         data=data,
+                        edit=partial(world.edits, samples, blocks),
                     )
                     # Kept, so that several losses of one player judge the same samples.
                     generate = cache(partial(make_input, scene, times))

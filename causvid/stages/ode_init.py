@@ -75,7 +75,8 @@ class OdeInit:
                 chosen = Trajectory(chosen.states.to(world.device), chosen.times)  # the loss reads the times here
                 text, unconditional = text.to(world.device), world.unconditional(len(rows))
                 draw = Draw(spec["seed"], "ode_init", step, samples, world.device)
-                scene = Scene(draw, text, unconditional, {"student": student}, blocks, trajectory=chosen)
+                edit = partial(world.edits, samples, blocks)
+                scene = Scene(draw, text, unconditional, {"student": student}, blocks, trajectory=chosen, edit=edit)
                 output = loss("student", scene)
                 norm = player.step(output.value)
                 session.after(step, output, gradient_norm=norm)
