@@ -4,8 +4,9 @@
 
 Rows of 4 MiB (fp16) are read in random order, once from a store (readahead, whole rows asked for at once, views of the
 map, each row's checksum checked when a process first reads it) and once from the released layout as released (readahead
-off, each row copied to fp32). Every page of a row is touched, in both. Each pass is a process of its own; a pass's time
-is that of its median row, and passes of both layouts take turns.
+off, each row copied to fp32). Every page of a row is touched, in both. Each pass is a process of its own, and passes of
+both layouts take turns. A cold pass's time is the mean of its rows, as the median hides the rows that wait for the disk
+while others are read ahead; a warm one's is that of its median row.
 
 "Cold": the file is written back, the system is told to drop its pages (posix_fadvise DONTNEED; no process maps it
 then), and mincore says how much stayed: more than 1 % ends the run. What lies below the system, such as a host's
@@ -78,7 +79,7 @@ def resident(path: Path) -> float:
 
 
 def read(kind: str, folder: Path, rows: int, name: str) -> float:
-    """Seconds per row, in this process: those of the median row, or batch."""
+    """Seconds per row, in this process: the mean of cold rows, else those of the median row, or batch."""
     order = np.random.default_rng(1).permutation(rows)
     path = folder / kind
     if name == "cold":
@@ -117,7 +118,7 @@ def read(kind: str, folder: Path, rows: int, name: str) -> float:
         else:
             found[0].reshape(-1)[::1024].sum()
         seconds.append((clock() - begin) / size)
-    return statistics.median(seconds)
+    return statistics.fmean(seconds) if name == "cold" else statistics.median(seconds)
 
 
 def reads(folder: Path, rows: int, repeats: int) -> dict[str, float]:

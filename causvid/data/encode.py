@@ -17,6 +17,8 @@ import torch
 from einops import rearrange
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
+from torch.distributed.distributed_c10d import Store
+from torch.distributed.rendezvous import rendezvous
 
 from causvid import progress
 from causvid.data import manifest
@@ -147,7 +149,7 @@ def encode(
     return tally
 
 
-def _torchrun() -> torch.distributed.Store:
+def _torchrun() -> Store:
     """torchrun's store, by which processes find each other; from here on this process ends when torchrun is killed.
 
     Raises:
@@ -156,7 +158,7 @@ def _torchrun() -> torch.distributed.Store:
     parent = os.getppid()
     own = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     try:
-        found = torch.distributed.rendezvous("env://", timeout=PATIENCE if own else PATIENCE_WITH_THE_FIRST)
+        found = rendezvous("env://", timeout=PATIENCE if own else PATIENCE_WITH_THE_FIRST)
         store, _, _ = next(found)
     except RuntimeError as error:
         raise UserError(f"torchrun can't be reached ({str(error)[:200]}); run the same command again") from error
@@ -166,7 +168,7 @@ def _torchrun() -> torch.distributed.Store:
     return store
 
 
-def _of_all(tally: Tally, output: Folder, rank: int, world: int, store: torch.distributed.Store) -> Tally | None:
+def _of_all(tally: Tally, output: Folder, rank: int, world: int, store: Store) -> Tally | None:
     """The counts of all processes of torchrun, on the first; none ends before all are done, as that stops the rest."""
     parts: list[Any] = [None] * world
     long = timedelta(days=30)
