@@ -109,6 +109,18 @@ def test_a_bad_row_is_told_and_the_others_go_on(tmp_path, name):
     assert len(given.refused) == 1 and given.refused[0][1] and given.count == 2
 
 
+def test_a_row_of_a_csv_that_ends_early_is_told(tmp_path):
+    given = manifest.read(write(tmp_path, "m.csv", "path,caption,start\na.mp4,a cat\nb.mp4,a dog,\n"))
+    assert [clip.path for clip in given.clips] == ["b.mp4"]
+    assert given.refused == [("row 1", "has fewer values than there are columns")]
+
+
+def test_two_spellings_of_a_path_are_one_clip(tmp_path):
+    given = manifest.read(write(tmp_path, "m.csv", "path,caption\na.mp4,a cat\n./a.mp4,a cat\n.//b.mp4,a dog\n"))
+    assert [clip.path for clip in given.clips] == ["a.mp4", "b.mp4"] and given.duplicates == 1
+    assert manifest.clip_of({"path": "s3://bucket//a.mp4", "caption": ""}, True).path == "s3://bucket//a.mp4"
+
+
 def test_bytes_that_are_no_text_spoil_their_own_row(tmp_path):
     content = b'{"path": "a.mp4", "caption": "caf\xe9"}\n{"path": "b.mp4", "caption": "caf\xc3\xa9"}\nnot json\n'
     given = manifest.read(write(tmp_path, "m.jsonl", content))

@@ -196,7 +196,8 @@ def parse(name: str, content: bytes) -> list[Any]:
             if len(set(columns)) < len(columns):  # a row would keep the last of them alone
                 twice = next(column for column in columns if columns.count(column) > 1)
                 raise UserError(f"{name}: has the column '{twice}' more than once; rename one, or leave it out")
-            return list(reader)
+            short = ValueError("has fewer values than there are columns")
+            return [short if None in row.values() else row for row in reader]
         if suffix == ".json":
             data = json.loads(text, object_pairs_hook=Repeated.or_mapping)
             if isinstance(data, (dict, Repeated)):
@@ -289,6 +290,8 @@ def clip_of(row: Any, local: bool) -> Clip:
         if any("\ud800" <= character <= "\udfff" for character in value):
             raise ValueError(f"{name}: is not UTF-8")
     path, caption = str(path), " ".join(str(caption).split())
+    if path and "://" not in path:
+        path = PurePosixPath(path).as_posix()  # './a.mp4' is 'a.mp4'
     if len(caption) > LONGEST_CAPTION:
         raise ValueError(f"caption: {len(caption)} characters; at most {LONGEST_CAPTION} are taken")
     _check_path(path, local)
