@@ -290,7 +290,7 @@ def clip_of(row: Any, local: bool) -> Clip:
         if any("\ud800" <= character <= "\udfff" for character in value):
             raise ValueError(f"{name}: is not UTF-8")
     path, caption = str(path), " ".join(str(caption).split())
-    if path and "://" not in path:
+    if path and "://" not in path and not path.endswith("/"):
         path = PurePosixPath(path).as_posix()  # './a.mp4' is 'a.mp4'
     if len(caption) > LONGEST_CAPTION:
         raise ValueError(f"caption: {len(caption)} characters; at most {LONGEST_CAPTION} are taken")
