@@ -239,8 +239,11 @@ def judges(
         return
     with reference.judge(folder, log, device) as process:
         for name in theirs:
-            own = found.get(name) and known[name]
-            found[name] = Sifted(own, process, folder) if own else Theirs(name, process, folder)
+            own = known[name]
+            if name in found and issubclass(own, FrameDimension):
+                found[name] = Sifted(own, process, folder)
+            else:
+                found[name] = Theirs(name, process, folder)
         yield {name: found[name] for name in able}, missing
 
 

@@ -154,7 +154,7 @@ def run_schedule(
             grad = grad or (grad_steps is not None and not commit and index in grad_steps)
             taken[step.block] = index + 1
         first, last = blocks[steps[0].block][0], blocks[steps[-1].block][1]
-        x_t, t = (torch.cat(parts, 1) if len(parts) > 1 else parts[0] for parts in zip(*made, strict=True))
+        x_t, t = (torch.cat(parts, 1) for parts in zip(*made, strict=True))
         with torch.set_grad_enabled(grad):
             output = model(x_t, t, text.frames(first, last), cache=cache, commit=commit)
         if commit:

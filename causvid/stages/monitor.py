@@ -71,12 +71,12 @@ class HeldOut:
         with torch.random.fork_rng(), torch.no_grad():  # building draws weights, which are replaced
             network = build.network(spec, world, rule).to(world.device).eval()
             network.load_state_dict(whole)
-            made = build.teacher_sampler(spec) if teacher else student_with(spec, world, network)
+            sampler, student = build.teacher_sampler(spec), student_with(spec, world, network)
 
             def clips(text: Text, free: Text, draw: Draw) -> Tensor:
                 if teacher:
-                    return made(network, draw.normal("noise", *world.latent_shape), text, free).last
-                return made(world.latent_shape, text, draw)
+                    return sampler(network, draw.normal("noise", *world.latent_shape), text, free).last
+                return student(world.latent_shape, text, draw)
 
             videos = from_bytes(held_out(world, self.samples, clips))
         judges, captions = self._truth
