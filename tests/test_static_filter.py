@@ -74,6 +74,19 @@ def test_of_many_videos_the_first_five_static_ones_are_judged_and_the_others_are
     assert plain.protocol.static_filter is False and plain.protocol.id != found.protocol.id
 
 
+def test_where_flickering_is_not_judged_the_filter_is_no_part_of_the_protocol(tmp_path):
+    write_mp4(tmp_path / "v" / "still-0.mp4", moving(0, 4), fps=8)
+    with Store(tmp_path / "rows") as store:
+        without, other = (
+            judging.judge_folder(
+                tmp_path / "v", FLICKER, store, Policy(), 2, {"proxy_sharpness": PROXY},
+                {"temporal_flickering": "no RAFT"}, static_filter=count,
+            )
+            for count in (0, 25)
+        )  # fmt: skip
+    assert other.protocol == without.protocol and other.sifted is None
+
+
 def test_where_no_video_is_static_there_is_no_score(tmp_path):
     for number in range(3):
         write_mp4(tmp_path / "v" / f"still-{number}.mp4", moving(number, 4), fps=8)

@@ -280,13 +280,13 @@ def judge_folder(
             for used in read_by(asked[name], name in fast)
             for file, digest in used.items()
         },
-        sampling.seeds, sampling.codec, sampling.length, static_filter or False,
+        sampling.seeds, sampling.codec, sampling.length, (static_filter if DIMENSION in ordered else 0) or False,
     )  # fmt: skip
     scores = official(scored)
     return Evaluation(
         protocol, scores, {name: score for name, score in scored.items() if name not in scores},
         {name: slow[name] for name in ordered}, videos, judged, sorted(problems), found.absent, lost,
-        sieve.as_json() if static_filter else None,
+        sieve.as_json() if sieve.asked else None,
     )  # fmt: skip
 
 
