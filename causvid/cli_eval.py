@@ -164,7 +164,9 @@ def sample(
 
 @app.command(no_args_is_help=True)
 def compare(
-    files: Annotated[list[Path], typer.Argument(metavar="RESULTS...", help="results.json of judged folders.")],
+    files: Annotated[
+        list[Path], typer.Argument(metavar="RESULTS...", help="results.json of judged folders, or upstream's.")
+    ],
     across_protocols: Annotated[
         bool, typer.Option("--across-protocols", help="Lay results of different protocols side by side, marked so.")
     ] = False,
@@ -172,7 +174,8 @@ def compare(
 ) -> None:
     """Lay results side by side: scores and totals of each, and the difference of each to the first.
 
-    Videos of one model each: a difference says nothing of another training of it, so there is no verdict.
+    Videos of one model each: a difference says nothing of another training of it, so there is no verdict. Files of
+    upstream's evaluation hold no protocol, and need --across-protocols.
 
     [bold]Example[/]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -74,7 +75,7 @@ def sweep(
         name = "local" if launcher == "submitit" else "slurm"
         if dry_run and launcher != "slurm":
             for each in work:
-                print(" ".join(each.command(root)))
+                print(shlex.join(each.command(root)))
             return
         if launcher == "local":
             threads = max(1, len(os.sched_getaffinity(0)) // workers)

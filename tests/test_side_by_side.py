@@ -47,6 +47,21 @@ def test_results_are_compared_and_other_protocols_refused(tmp_path):
             side_by_side.compare([tmp_path / name for name in bad])
 
 
+def test_upstreams_results_are_laid_beside_with_their_protocol_unknown(tmp_path):
+    ours, theirs = results(tmp_path / "1.json", 0.5), tmp_path / "x_eval_results.json"
+    theirs.write_text(json.dumps({"color": [0.75, [{"video_path": "a-0.mp4", "video_results": 0.75}]]}))
+    (tmp_path / "y.json").write_text(theirs.read_text())
+    for other in (ours, tmp_path / "y.json"):  # nor are two files of upstream known to be comparable
+        with pytest.raises(UserError, match="protocol: .*not recorded.*--across-protocols"):
+            side_by_side.compare([Path(other), theirs])
+    table = side_by_side.compare([Path(ours), theirs], across=True)
+    assert table["mark"].startswith("DIFFERENT PROTOCOLS")
+    assert table["rows"][0] == {"measure": "color", "values": [0.5, 0.75], "differences": [0.0, 0.25]}
+    (tmp_path / "z.json").write_text('{"colour": [0.5, []]}')
+    with pytest.raises(UserError, match="neither a results.json.*unknown dimension 'colour'"):
+        side_by_side.compare([Path(ours), tmp_path / "z.json"])
+
+
 def test_power_is_told_from_a_pilot_and_not_from_one_seed(tmp_path):
     values = torch.rand(3, 12, generator=torch.Generator().manual_seed(0)).double()
     tables = [{HELD_OUT: Scored({"ok": {str(p): v for p, v in enumerate(row)}})} for row in values.tolist()]

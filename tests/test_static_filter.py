@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import contextmanager
+
 import numpy as np
 import pytest
 from test_judges import Recorder, moving
 
 from causvid.data.video import write_mp4
 from causvid.errors import UserError
-from causvid.eval import judges, judging, sampling, suites
+from causvid.eval import evaluate_suite, judges, judging, reference, sampling, suites
 from causvid.eval.clips import Policy
 from causvid.eval.dimensions import dimensions
 from causvid.eval.exact import flickering
@@ -74,6 +77,19 @@ def test_of_many_videos_the_first_five_static_ones_are_judged_and_the_others_are
     assert plain.protocol.static_filter is False and plain.protocol.id != found.protocol.id
 
 
+def test_where_flickering_is_not_judged_the_filter_is_no_part_of_the_protocol(tmp_path):
+    write_mp4(tmp_path / "v" / "still-0.mp4", moving(0, 4), fps=8)
+    with Store(tmp_path / "rows") as store:
+        without, other = (
+            judging.judge_folder(
+                tmp_path / "v", FLICKER, store, Policy(), 2, {"proxy_sharpness": PROXY},
+                {"temporal_flickering": "no RAFT"}, static_filter=count,
+            )
+            for count in (0, 25)
+        )  # fmt: skip
+    assert other.protocol == without.protocol and other.sifted is None
+
+
 def test_where_no_video_is_static_there_is_no_score(tmp_path):
     for number in range(3):
         write_mp4(tmp_path / "v" / f"still-{number}.mp4", moving(number, 4), fps=8)
@@ -119,3 +135,35 @@ def test_the_filter_needs_raft_and_says_so(tmp_path):
         assert "temporal_flickering" not in judges.readiness(["temporal_flickering"], folder)
         with pytest.raises(UserError, match="'temporal_flickering' can't be judged"):
             judges.require(["temporal_flickering"], folder, False, True)
+
+
+def test_the_filter_is_asked_of_the_reference_judge_and_flickering_is_ours(tmp_path, monkeypatch):
+    asked = []
+
+    class Process:
+        def ask(self, dimension, video, prompt="", auxiliary=None):
+            asked.append((dimension, video.name))
+            return 0.0 if video.name == "still-1.mp4" else 1.0
+
+    @contextmanager
+    def process(folder, log, device="cpu"):
+        yield Process()
+
+    monkeypatch.setattr(reference, "judge", process)
+    monkeypatch.setattr(reference, "doctor", lambda folder: {"dynamic_degree": []})
+    raft = tmp_path / "weights" / "raft_model" / "models" / "raft-things.pth"
+    raft.parent.mkdir(parents=True)
+    raft.write_bytes(b"flow")
+    for number in range(3):
+        write_mp4(tmp_path / "v" / f"still-{number}.mp4", moving(number, 4), fps=8)
+    found = evaluate_suite.evaluate(
+        tmp_path / "v", FLICKER[:1], tmp_path / "out", Policy(), 1, ["temporal_flickering"], tmp_path / "weights",
+        static_filter=3,
+    )  # fmt: skip
+    assert asked == [("temporal_flickering.static", f"still-{n}.mp4") for n in range(3)]
+    own = [flickering(decode(tmp_path / "v" / f"still-{n}.mp4").frames) for n in (0, 2)]
+    assert found.scores["temporal_flickering"] == pytest.approx(np.mean(own), abs=1e-9)
+    assert "static filter: vbench 0.1.5" in found.protocol.judges["temporal_flickering"]
+    assert list(found.protocol.weights) == ["raft_model/models/raft-things.pth"]
+    rows = [json.loads(line) for line in (tmp_path / "out" / "rows.jsonl").read_text().splitlines()]
+    assert [(row["branch"], row["score"]) for row in rows][2:3] == [("static", 0.0)] and len(rows) == 5

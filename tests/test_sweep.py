@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import os
+import shlex
 import subprocess
 import sys
 
@@ -208,22 +209,14 @@ SPLIT = "evaluation: {metrics: [shapes_truth]}\nsweep: {student.steps: [1, 2], s
     "options", [["--launcher", "slurm", "--cluster-option", "slurm_partition=gpu"], ["--launcher", "local"]]
 )
 def test_a_dry_run_shows_what_would_be_submitted_and_runs_nothing(tmp_path, capsys, options):
+    path = toy_spec(tmp_path, SPLIT)
     with pytest.raises(SystemExit) as end:
-        cli.main(
-            [
-                "sweep",
-                toy_spec(tmp_path, SPLIT),
-                "--runs",
-                str(tmp_path / "runs"),
-                "--dry-run",
-                "--workers",
-                "3",
-                *options,
-            ]
-        )
+        cli.main(["sweep", path, "--runs", str(tmp_path / "runs"), "--dry-run", "--workers", "3", *options])
     out = capsys.readouterr().out
     assert end.value.code == 0 and not (tmp_path / "runs" / "distill").exists()
     assert all(f"student.steps={steps} seed={seed}" in out for steps in (1, 2) for seed in (0, 1))
+    if "local" in options:  # a line that a shell can run
+        assert shlex.split(out.splitlines()[0]) == launch.works(path, [])[0].command(tmp_path / "runs")
     if "slurm" in options:
         for line in ("#SBATCH --array=0-3%3", "#SBATCH --partition=gpu", "submitit.core._submit", "srun"):
             assert line in out, line

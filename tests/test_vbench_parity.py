@@ -79,6 +79,15 @@ def test_our_flickering_is_upstreams_on_the_same_files(both):
     assert own == pytest.approx(theirs["temporal_flickering"], abs=1e-6)
 
 
+def test_long_mode_does_not_import_as_it_is():
+    """The fault that the worker goes around: current torchvision writes no videos, and Long imports what does."""
+    code = "import torch; l = torch.library.Library('torchvision', 'DEF'); "
+    code += "[l.define(n + '(Tensor dets, Tensor scores, float iou_threshold) -> Tensor') for n in ('nms', 'qnms')]; "
+    line = [str(reference.interpreter()), "-c", code + "import vbench2_beta_long.subject_consistency"]
+    done = subprocess.run(line, capture_output=True, text=True, check=False, env=without_our_path())
+    assert done.returncode != 0 and "write_video" in done.stderr, done.stderr[-500:]
+
+
 def test_a_judge_without_weights_says_so_and_downloads_nothing(tmp_path, both):
     *_, videos, _ = both
     video = next(iter(sorted(videos.glob("*.mp4"))))

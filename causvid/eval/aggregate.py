@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from causvid.errors import UserError
@@ -165,8 +164,3 @@ def read_scores(path: Path) -> dict[str, float]:
         raise UserError(f"{path}: " + "; ".join(problems))
     percent = any(value > 1 for value in out.values())
     return {name: value / 100 if percent else value for name, value in out.items()}
-
-
-def as_tensor(values: Mapping[str, Sequence[float]]) -> dict[str, Tensor]:
-    """Lists of scores as float64 tensors, for many totals at once."""
-    return {name: torch.tensor(list(column), dtype=torch.float64) for name, column in values.items()}

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import yaml
 
 from causvid.errors import UserError
@@ -103,13 +102,13 @@ def bounds(frames: int, length: int) -> list[tuple[int, int]]:
     return whole if frames % length == 0 else [*whole, (frames - length, frames)]
 
 
-def first_frames(frames: np.ndarray, cuts: Sequence[tuple[int, int]]) -> np.ndarray | None:
-    """The fast branch's video, the first frame of each clip in order; None of a single clip, which has no branch.
+def first_frames(cuts: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    """Bounds of the fast branch's frames, the first of each clip in order; none of a single clip, which has no branch.
 
     Clips are known by their bounds. Upstream goes by file names cut at the first ``_``, and so loses the fast branch of
     prompts that hold one; and by the order in which a folder lists them.
     """
-    return None if len(cuts) < 2 else frames[[start for start, _ in cuts]]
+    return tuple((start, start + 1) for start, _ in cuts) if len(cuts) > 1 else ()
 
 
 @dataclass(frozen=True)

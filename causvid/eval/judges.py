@@ -128,7 +128,7 @@ class Sifted(Ours):
         super().__init__(target)
         self._process = process
         self.label += f"; static filter: {reference.JUDGE} ({reference.environment().name})"
-        self.static_weights = {RAFT.path: weights.digest(folder / RAFT.path)}
+        self.static_weights: Mapping[str, str] = {RAFT.path: weights.digest(folder / RAFT.path)}
 
     def score(self, clip: Clip, branch: Branch) -> float | None:
         if branch == "static":
@@ -240,10 +240,8 @@ def judges(
     with reference.judge(folder, log, device) as process:
         for name in theirs:
             own = known[name]
-            if name in found and issubclass(own, FrameDimension):
-                found[name] = Sifted(own, process, folder)
-            else:
-                found[name] = Theirs(name, process, folder)
+            sifted = issubclass(own, FrameDimension)
+            found[name] = Sifted(own, process, folder) if sifted else Theirs(name, process, folder)
         yield {name: found[name] for name in able}, missing
 
 

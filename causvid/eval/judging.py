@@ -18,7 +18,7 @@ from causvid import weights
 from causvid.errors import UserError
 from causvid.eval import drift, results
 from causvid.eval.aggregate import aggregate
-from causvid.eval.clips import LONG_SECONDS, Policy, bounds, fuse
+from causvid.eval.clips import LONG_SECONDS, Policy, bounds, first_frames, fuse
 from causvid.eval.footage import Footage, decoder
 from causvid.eval.judges import Branch, Clip, Judge, official, scratch
 from causvid.eval.pooling import Judged, per_video, pool
@@ -128,10 +128,9 @@ def questions(
                 out.append(Asked(question, name, "static", (cut,), named))
             out.append(Asked(Question(digest, number, cut, *known, judge.weights, *rest), name, "slow", (cut,), named))
         for number, cuts in enumerate(by_scene):
-            if judge.mapping is not None and len(cuts) > 1:
+            if judge.mapping is not None and (firsts := first_frames(cuts)):
                 span = (cuts[0][0], cuts[-1][1])
                 question = Question(digest, number, span, *known, judge.fast_weights, *rest, "fast")
-                firsts = tuple((start, start + 1) for start, _ in cuts)
                 out.append(Asked(question, name, "fast", firsts, f"{stem}.mp4"))
     yield from sorted(out, key=lambda each: (each.branch == "fast", each.cuts[0], each.cuts[-1]))
 
@@ -281,13 +280,13 @@ def judge_folder(
             for used in read_by(asked[name], name in fast)
             for file, digest in used.items()
         },
-        sampling.seeds, sampling.codec, sampling.length, static_filter or False,
+        sampling.seeds, sampling.codec, sampling.length, (static_filter if DIMENSION in ordered else 0) or False,
     )  # fmt: skip
     scores = official(scored)
     return Evaluation(
         protocol, scores, {name: score for name, score in scored.items() if name not in scores},
         {name: slow[name] for name in ordered}, videos, judged, sorted(problems), found.absent, lost,
-        sieve.as_json() if static_filter else None,
+        sieve.as_json() if sieve.asked else None,
     )  # fmt: skip
 
 

@@ -124,7 +124,7 @@ def setup(say: Callable[[str], None]) -> Path:
     """
     folder = environment()
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_suffix(".lock").open("w") as lock:
+    with folder.with_name(f"{folder.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if (folder / "READY").is_file():
             return folder

@@ -211,28 +211,3 @@ def write_upstream(path: Path, scores: Mapping[str, float], rows: Mapping[str, I
         ]
         table[name] = [score, detail]
     weights.write_json(path, table)
-
-
-def read_upstream(path: Path) -> dict[str, list[Judged]]:
-    """Per-video scores of an upstream results file, by dimension, in [0, 1].
-
-    Raises:
-        UserError: not such a file.
-    """
-    from causvid.eval.aggregate import read_scores
-
-    read_scores(path)
-    out: dict[str, list[Judged]] = {}
-    for name, value in json.loads(path.read_text("utf-8")).items():
-        name = name.replace(" ", "_")
-        details = value[1] if isinstance(value, list) and len(value) > 1 and isinstance(value[1], list) else []
-        factor = 100 if name == "imaging_quality" else 1
-        try:
-            out[name] = [
-                Judged(str(each["video_path"]), 0, float(each["video_results"]) / factor)
-                for each in details
-                if "video_path" in each
-            ]
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{path}: {name} has a detail that is no score of a video: {error}") from error
-    return out

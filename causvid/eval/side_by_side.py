@@ -10,6 +10,7 @@ from typing import Any
 
 from causvid.errors import UserError
 from causvid.eval.ablation import detectable_at
+from causvid.eval.aggregate import aggregate, read_scores
 from causvid.eval.results import require_comparable
 
 TOTALS = ("total", "quality", "semantic")
@@ -37,16 +38,14 @@ def compare(files: Sequence[Path], across: bool = False) -> dict[str, Any]:
     """{"mark", "names", "rows": [{"measure", "values", "differences"}]}; differences are to the first file.
 
     Raises:
-        UserError: a file that is no results.json, or different protocols where ``across`` was not asked for.
+        UserError: a file of no results, ours or upstream's, or different protocols where ``across`` was not asked for.
     """
     if len(files) < 2:
         raise UserError("give two results.json or more")
     tables = {}
     for path in files:
         found = read(path)
-        if not {"protocol", "scores", "totals"} <= set(found):
-            raise UserError(f"{path} is no results.json of 'causvid eval videos'")
-        tables[str(path)] = found
+        tables[str(path)] = found if {"protocol", "scores", "totals"} <= set(found) else upstreams(path)
     if len(tables) < len(files):
         raise UserError("a file is given twice")
     mark = require_comparable({name: each["protocol"] for name, each in tables.items()}, across)
@@ -60,6 +59,22 @@ def compare(files: Sequence[Path], across: bool = False) -> dict[str, Any]:
         if any(value is not None for value in values):
             rows.append({"measure": measure, "values": values, "differences": away})
     return {"mark": mark, "names": list(tables), "rows": rows}
+
+
+def upstreams(path: Path) -> dict[str, Any]:
+    """Upstream's results file, or a plain table of scores, as one of ours; its protocol is not known.
+
+    Raises:
+        UserError: it is neither.
+    """
+    try:
+        scores = read_scores(path)
+    except UserError as error:
+        raise UserError(f"{path} is neither a results.json of 'causvid eval videos' nor upstream's: {error}") from error
+    if not scores:
+        raise UserError(f"{path} is no results.json of 'causvid eval videos', and holds no scores")
+    unknown = {"protocol": f"not recorded in {path}"}  # so two such files are not taken for comparable either
+    return {"protocol": unknown, "scores": scores, "proxies": {}, "totals": aggregate(scores).as_json()}
 
 
 def text(table: Mapping[str, Any]) -> str:
