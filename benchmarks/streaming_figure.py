@@ -43,11 +43,11 @@ def main() -> None:
     found = json.loads(told.measured.read_text())["long"]
     rows, places = found["rows"], found["places"]
     series = {
-        "share of captions held": {
+        "truth metrics, 128 captions": {
             name: [(int(begin), scores[key]) for begin, scores in places]
             for name, key in {"ok (colour, shape, direction)": "ok", "contrast of the texture": "contrast"}.items()
         },
-        "seconds per block": {"all rows together": [(block, seconds) for block, seconds, _, _ in rows]},
+        "processor seconds per block": {"all 128 streams together": [(block, seconds) for block, seconds, _, _ in rows]},
         "memory, MiB": {
             "resident": [(block, resident / 2**20) for block, _, resident, _ in rows],
             "keys and values": [(block, kept / 2**20) for block, _, _, kept in rows],
