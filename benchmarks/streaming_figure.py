@@ -40,14 +40,14 @@ def main() -> None:
     parser.add_argument("measured", type=Path)
     parser.add_argument("out", type=Path)
     told = parser.parse_args()
-    found = json.loads(told.measured.read_text())["long"]
-    rows, places = found["rows"], found["places"]
+    measured = json.loads(told.measured.read_text())
+    count, rows, places = measured["prompts"], measured["long"]["rows"], measured["long"]["places"]
     series = {
-        "share of captions held": {
+        f"truth metrics, {count} captions": {
             name: [(int(begin), scores[key]) for begin, scores in places]
             for name, key in {"ok (colour, shape, direction)": "ok", "contrast of the texture": "contrast"}.items()
         },
-        "seconds per block": {"all rows together": [(block, seconds) for block, seconds, _, _ in rows]},
+        f"processor seconds per block of {count} streams": {"": [(block, seconds) for block, seconds, _, _ in rows]},
         "memory, MiB": {
             "resident": [(block, resident / 2**20) for block, _, resident, _ in rows],
             "keys and values": [(block, kept / 2**20) for block, _, _, kept in rows],

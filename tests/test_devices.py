@@ -6,6 +6,7 @@ accelerator.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache, partial
 
 import pytest
@@ -16,7 +17,8 @@ from causvid import build, spec
 from causvid.errors import UserError
 from causvid.randomness import Draw
 from causvid.samplers.ode import Euler
-from causvid.types import Scene, Text, Trajectory
+from causvid.types import Edits, Scene, Text, Trajectory
+from causvid.validate import Bound
 
 DEVICE = torch.device("meta")
 
@@ -55,6 +57,9 @@ def test_regression_and_the_teachers_sampler_stay_on_their_device(tmp_path):
     states = torch.zeros(3, 2, 6, 6, 32, 32, device=DEVICE)
     given = scene(arm, {"student": model}, Trajectory(states, torch.tensor([1.0, 0.5, 0.0])))
     build.construct(arm["ode_init.loss"])("student", given).value.backward()
+    text = given.text
+    edits = Edits(given.data, given.data, text, text, torch.zeros(2, dtype=torch.long, device=DEVICE))
+    build.construct(Bound("loss", {"name": "edits"}))("student", replace(given, edit=lambda: edits)).value.backward()
     end = Euler(2, 5.0, 2.0)(model, given.data, given.text, given.unconditional).last
     assert end.device.type == DEVICE.type
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from closed_form import F64, FixedDraw, GaussianDenoiser, normal, numbers, scene
 from stream_toys import BLUE, RED, toy_engine
+from toy import toy_spec
 
-from causvid import build, checks, spec
+from causvid import build, checks, experiment, spec
 from causvid.attention.masks import BlockCausal
 from causvid.data import shapes
 from causvid.errors import UserError
@@ -143,3 +146,15 @@ def test_changed_clips_are_judged_as_their_captions():
     assert judge(clips.target[:, :47], earlier)["ok"].all()
     restyled = ~turn.flatten()
     assert judge(clips.source, clips.before)["ok"][restyled].all() and restyled.any() and turn.any()
+
+
+def test_both_stages_train_by_it(tmp_path):
+    name = toy_spec(
+        tmp_path,
+        "ode_init: {loss: {name: sum, of: [{name: ode_regression}, {name: edits}]}}\n"
+        "loss: {name: sum, of: [{name: dmd}, {name: edits}]}\nuntil: distill\n",
+    )
+    folders = experiment.run(name, [], tmp_path / "runs").folders
+    for stage, updates in (("ode_init", 4), ("distill", 3)):
+        lines = [json.loads(line) for line in (folders[stage] / "curves.jsonl").read_text().splitlines()]
+        assert len(lines) == updates and all(0 < line["edits"] < 10 for line in lines)

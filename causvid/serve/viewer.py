@@ -20,6 +20,7 @@ import numpy as np
 from causvid.errors import UserError
 from causvid.serve.checkpoints import Checkpoint
 from causvid.serve.messages import FRAMES, PICTURE, Malformed, Rate, frames_of, parse
+from causvid.streaming.moment import STRENGTH
 from causvid.streaming.sources import read_image
 
 AHEAD = 3  # blocks
@@ -51,7 +52,7 @@ class Viewer:
         self._events: list[tuple[str, int, dict, Any]] = []
         self._made = self._acked = self._block = self._stage = 0
         self._paused = self._live = False
-        self._strength = 0.8
+        self._strength = STRENGTH
         self._branch = 0
         self._picture: bytes | None = None
 
@@ -109,7 +110,7 @@ class Viewer:
     def _on_prompt(self, text: str, policy: str = "keep") -> None:
         self._event("prompt", {"prompts": [text], "policy": policy})
 
-    def _on_video(self, on: bool, strength: float = 0.8) -> None:
+    def _on_video(self, on: bool, strength: float = STRENGTH) -> None:
         self._running()
         self._live, self._strength = on, strength
         self._tell("live", on)

@@ -12,7 +12,7 @@ from torch import Tensor
 from causvid.errors import UserError
 from causvid.streaming import record as records
 from causvid.streaming.engine import Engine
-from causvid.streaming.moment import How, Policy
+from causvid.streaming.moment import STRENGTH, How, Policy
 from causvid.streaming.record import Record
 from causvid.streaming.session import Session
 from causvid.streaming.sources import read_image, read_video
@@ -39,7 +39,7 @@ class Script:
     image: Path | None = None
     how: How = "alone"
     video: str | None = None
-    strength: float = 0.8
+    strength: float = STRENGTH
     fps: float = 8
     policy: Policy = "keep"
     cache: Any = None

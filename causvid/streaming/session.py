@@ -167,7 +167,7 @@ class Session:
         """
         self.apply(Event("image", self.block, {"how": how}, self._frames(first.unsqueeze(-4))))
 
-    def video(self, frames: Tensor, strength: float = 0.8) -> None:
+    def video(self, frames: Tensor, strength: float = moments.STRENGTH) -> None:
         """Restyle these frames, block by block, behind those that already wait; what is left of them when they no
         longer fill a block is let go, and the stream goes on from its text.
 
