@@ -297,7 +297,7 @@ def test_contrast_is_best_at_one_and_is_shown_as_it_is():
         table = {"contrast": {f"p{n}": level + 0.01 * (seed % 2) for n in range(4)}}
         return Judged({"seed": seed}, {HELD_OUT: Scored(table)}, label=name)
 
-    page = findings("x", [run(n, level, s) for n, level in (("a", 0.9), ("b", 1.5), ("c", 1.0)) for s in range(4)])
+    page = findings("x", [run(n, level, s) for n, level in (("a", 0.9), ("b", 1.5), ("c", 1.0)) for s in range(6)])
     _, b, c = (group.cells["contrast"] for group in page.groups)
     assert b.mean == pytest.approx(1.505) and b.difference.verdict == "worse" and c.difference.verdict == "better"
 

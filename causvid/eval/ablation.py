@@ -24,7 +24,7 @@ from causvid.randomness import key
 SEEDS_FOR_VERDICT = 5
 DRAWS = 10_000
 POWER = 0.8
-Verdict = Literal["better", "worse", "inconclusive", "one seed: no verdict"]
+Verdict = Literal["better", "worse", "inconclusive", "under five seeds: no verdict", "one seed: no verdict"]
 
 # Scores of an arm: suite -> dimension -> (training seeds, prompts). One suite's dimensions share its prompts.
 Arm = Mapping[str, Mapping[str, Tensor]]
@@ -131,7 +131,7 @@ def per_seed(arm: Arm, statistic: Statistic) -> list[float]:
 def compare(name: str, arm: Arm, base: Arm, statistic: Statistic, draws: int = DRAWS) -> Difference:
     """The difference with its 95% interval, and "inconclusive" where that holds 0.
 
-    The interval is the wider of the bootstrap's and Welch's t-interval over seeds, which knows how few seeds there are.
+    Where it does not, five training seeds an arm make a verdict; fewer have the interval alone. The interval is the wider of the bootstrap's and Welch's t-interval over seeds, which knows how few seeds there are.
     """
     k, m = _check(arm, base)
     value = point(arm, base, statistic)
@@ -147,11 +147,15 @@ def compare(name: str, arm: Arm, base: Arm, statistic: Statistic, draws: int = D
         high = max(high, float(drawn[int(0.975 * len(drawn)) - 1]))
         tail = 2 * min(float((drawn <= 0).double().mean()), float((drawn >= 0).double().mean()))
         p = max(p, min(1.0, max(tail, 1 / len(drawn))))
-    return Difference(name, value, low, high, p, min(k, m), _verdict(low, high))
+    return Difference(name, value, low, high, p, min(k, m), _verdict(low, high, min(k, m)))
 
 
-def _verdict(low: float, high: float) -> Verdict:
-    return "inconclusive" if low <= 0 <= high else "better" if low > 0 else "worse"
+def _verdict(low: float, high: float, seeds: int) -> Verdict:
+    if low <= 0 <= high:
+        return "inconclusive"
+    if seeds < SEEDS_FOR_VERDICT:
+        return "under five seeds: no verdict"
+    return "better" if low > 0 else "worse"
 
 
 def _welch(first: Sequence[float], second: Sequence[float]) -> tuple[float, int]:
@@ -208,7 +212,7 @@ def false_positives(base: Arm, statistic: Statistic, splits: int = 200, draws: i
         order = torch.randperm(seeds, generator=generator)
         halves = (order[: seeds // 2], order[seeds // 2 : 2 * (seeds // 2)])
         one, two = ({s: {n: v[half] for n, v in d.items()} for s, d in base.items()} for half in halves)
-        wrong += compare("a/a", one, two, statistic, draws).verdict in ("better", "worse")
+        wrong += compare("a/a", one, two, statistic, draws).verdict != "inconclusive"
     return wrong / splits
 
 
