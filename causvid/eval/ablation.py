@@ -131,7 +131,8 @@ def per_seed(arm: Arm, statistic: Statistic) -> list[float]:
 def compare(name: str, arm: Arm, base: Arm, statistic: Statistic, draws: int = DRAWS) -> Difference:
     """The difference with its 95% interval, and "inconclusive" where that holds 0.
 
-    Where it does not, five training seeds an arm make a verdict; fewer have the interval alone. The interval is the wider of the bootstrap's and Welch's t-interval over seeds, which knows how few seeds there are.
+    Where it does not, five training seeds an arm make a verdict; fewer have the interval alone. That is the wider of
+    the bootstrap's and Welch's t-interval over seeds, which knows how few seeds there are.
     """
     k, m = _check(arm, base)
     value = point(arm, base, statistic)
