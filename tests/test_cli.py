@@ -55,7 +55,7 @@ def test_wrong_usage_ends_with_two(arguments, capsys):
 def test_list_and_show_say_what_there_is(capsys):
     status, out, _ = call(capsys, "list", "loss")
     assert status == 0 and [line.split()[0] for line in out.splitlines()] == [
-        "loss.dmd", "loss.flow_matching", "loss.gan", "loss.ode_regression", "loss.sum",
+        "loss.dmd", "loss.edits", "loss.flow_matching", "loss.gan", "loss.ode_regression", "loss.sum",
     ]  # fmt: skip
     status, out, _ = call(capsys, "show", "loss.dmd")
     assert status == 0 and "guidance: float = 1.0" in out and "causvid/losses/dmd.py:" in out

@@ -61,7 +61,7 @@ def test_overrides_reach_any_depth():
     [
         (["los.name=dmd"], ["unknown key 'los'", "did you mean 'loss'?"]),
         (["student.steps=two"], ["student.steps", "whole number", "'two'"]),
-        (["loss=dmdd"], ["unknown loss 'dmdd'", "did you mean 'dmd'?", "accepted: dmd, flow_matching"]),
+        (["loss=dmdd"], ["unknown loss 'dmdd'", "did you mean 'dmd'?", "accepted: dmd, edits, flow_matching"]),
         (["loss.guidence=2"], ["unknown option 'guidence'", "did you mean 'guidance'?"]),
         (["student.input.context=dirty"], ["'dirty' is not accepted", "noisy, clean"]),
         (["ode_pairs.count=1.5"], ["ode_pairs.count", "whole number"]),
