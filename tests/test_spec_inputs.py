@@ -166,7 +166,7 @@ def test_numbers_out_of_range(override):
         (["model.patch=[5, 5]"], "height and width must be multiples of 5"),
         (["model.freq_dim=15"], "freq_dim must be even"),
         (["causal.kernel=flex"], "no backward on the CPU"),
-        (["ode_init.loss=flow_matching"], "'flow_matching' needs data, and this stage has trajectory"),
+        (["ode_init.loss=flow_matching"], "'flow_matching' needs data, and this stage has edits and trajectory"),
         (["loss=ode_regression"], "'ode_regression' needs trajectory, and this stage has data and samples"),
         (["loss={name: sum, of: [dmd, ode_regression]}"], "'sum' needs trajectory"),
         (["student.causal=false", NOISY], "'rollout' streams, and student.causal is false"),
