@@ -57,8 +57,8 @@ def test_regression_and_the_teachers_sampler_stay_on_their_device(tmp_path):
     states = torch.zeros(3, 2, 6, 6, 32, 32, device=DEVICE)
     given = scene(arm, {"student": model}, Trajectory(states, torch.tensor([1.0, 0.5, 0.0])))
     build.construct(arm["ode_init.loss"])("student", given).value.backward()
-    text = given.text
-    edits = Edits(given.data, given.data, text, text, torch.zeros(2, dtype=torch.long, device=DEVICE))
+    text, clip = given.text, torch.zeros(2, 6, 6, 32, 32, device=DEVICE)
+    edits = Edits(clip, clip, text, text, torch.zeros(2, dtype=torch.long, device=DEVICE))
     build.construct(Bound("loss", {"name": "edits"}))("student", replace(given, edit=lambda: edits)).value.backward()
     end = Euler(2, 5.0, 2.0)(model, given.data, given.text, given.unconditional).last
     assert end.device.type == DEVICE.type

@@ -139,7 +139,7 @@ def run_schedule(
     estimates: dict[int, Tensor] = {}
     taken: dict[int, int] = {}
     for item in schedule_steps:
-        steps = item if isinstance(item, tuple) else (item,)
+        steps: tuple[Step, ...] = item if isinstance(item, tuple) else (item,)
         made, grad, commit = [], False, steps[0].commit
         for step in steps:
             start, stop = blocks[step.block]
@@ -154,7 +154,7 @@ def run_schedule(
             grad = grad or (grad_steps is not None and not commit and index in grad_steps)
             taken[step.block] = index + 1
         first, last = blocks[steps[0].block][0], blocks[steps[-1].block][1]
-        x_t, t = (torch.cat(parts, 1) for parts in zip(*made, strict=True))
+        x_t, t = torch.cat([part for part, _ in made], 1), torch.cat([part for _, part in made], 1)
         with torch.set_grad_enabled(grad):
             output = model(x_t, t, text.frames(first, last), cache=cache, commit=commit)
         if commit:
