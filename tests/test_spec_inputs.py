@@ -167,7 +167,7 @@ def test_numbers_out_of_range(override):
         (["model.freq_dim=15"], "freq_dim must be even"),
         (["causal.kernel=flex"], "no backward on the CPU"),
         (["ode_init.loss=flow_matching"], "'flow_matching' needs data, and this stage has edits and trajectory"),
-        (["loss=ode_regression"], "'ode_regression' needs trajectory, and this stage has data and samples"),
+        (["loss=ode_regression"], "'ode_regression' needs trajectory, and this stage has data and edits and samples"),
         (["loss={name: sum, of: [dmd, ode_regression]}"], "'sum' needs trajectory"),
         (["student.causal=false", NOISY], "'rollout' streams, and student.causal is false"),
         (
@@ -276,13 +276,20 @@ def test_what_is_out_of_bounds_is_told_with_its_bounds(override, words):
 def test_a_component_of_another_name_takes_over_no_option_of_the_default(tmp_path):
     (tmp_path / "base.yaml").write_text("base: tiny/causvid\nstudent: {sampler: {context_t: 0.1}}\n")
     (tmp_path / "arm.yaml").write_text("base: base.yaml\nstudent: {sampler: few_step}\n")
-    assert load(str(tmp_path / "base.yaml"))["student.sampler"] == {"name": "rollout", "context_t": 0.1}
+    assert load(str(tmp_path / "base.yaml"))["student.sampler"] == {
+        "name": "rollout",
+        "context_t": 0.1,
+        "window_blocks": 1,
+    }
     assert load(str(tmp_path / "arm.yaml"))["student.sampler"] == {"name": "few_step"}
 
 
 def test_options_alone_change_the_default_component():
     arm = load("tiny/from_scratch", ["student.sampler.context_t=0.1", "ode_init.loss.context=clean"])
-    assert arm["student.sampler"] == {"name": "rollout", "context_t": 0.1} and arm["ode_init.loss.context"] == "clean"
+    assert (
+        arm["student.sampler"] == {"name": "rollout", "context_t": 0.1, "window_blocks": 1}
+        and arm["ode_init.loss.context"] == "clean"
+    )
 
 
 def test_a_section_in_part_keeps_the_defaults_of_the_whole():
