@@ -75,14 +75,13 @@ def muon(
     rest_lr: float = 2e-3,
     rest_betas: Sequence[float] = (0.9, 0.99),
 ) -> list[torch.optim.Optimizer]:
-    """Muon on the matrices of the transformer's blocks, AdamW on the rest (embeddings, head, norms, modulation)."""
+    """Muon on the matrices of the transformer's blocks, AdamW on the rest (embeddings, head, norms, modulation).
+
+    A network without such blocks, as a discriminator, is all rest.
+    """
     blocks = getattr(model, "blocks", None)
-    if blocks is None:
-        raise ValueError("optimizer 'muon' needs a model with transformer blocks")
-    matrices = [m.weight for m in blocks.modules() if isinstance(m, nn.Linear)]
+    matrices = [m.weight for m in blocks.modules() if isinstance(m, nn.Linear)] if blocks is not None else []
     ours = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if p.requires_grad and id(p) not in ours]
-    return [
-        Muon(matrices, lr=lr, momentum=momentum),
-        torch.optim.AdamW(rest, lr=rest_lr, betas=(rest_betas[0], rest_betas[1]), weight_decay=0.0),
-    ]
+    last = torch.optim.AdamW(rest, lr=rest_lr, betas=(rest_betas[0], rest_betas[1]), weight_decay=0.0)
+    return [Muon(matrices, lr=lr, momentum=momentum), last] if matrices else [last]

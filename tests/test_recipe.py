@@ -13,11 +13,12 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import torch
 from toy import toy_spec
 
-from causvid import build, cli, experiment, generation, runs, spec, training
+from causvid import build, cli, experiment, generation, runs, spec, training, weights
 from causvid.data.clips import png
-from causvid.data.video import read_mp4
+from causvid.data.video import read_mp4, to_bytes
 from causvid.errors import UserError
 from causvid.randomness import Draw
 from causvid.stages import distill, sample
@@ -41,10 +42,76 @@ def test_a_first_run_does_everything_and_reports(first):
     for key in ("teacher.ok", "untrained.ok", "ode_init.ok", "student.ok"):
         assert 0 <= first.metrics[key] <= 1
     assert {"student.ok_first_tenth", "student.ok_last_tenth"} <= set(first.metrics)
-    assert first.timings["latency_ratio"] > 0 and first.timings["throughput_ratio"] > 0
+    told = first.timings
+    assert 0 < told["latency_s"] < told["clip_s"]  # the first block, and all of them
+    assert told["latency_ratio"] == pytest.approx(told["teacher_s"] / told["latency_s"])
+    assert told["throughput_ratio"] == pytest.approx(told["teacher_s"] / told["clip_s"])
     assert first.metrics["real.ok"] == 1
     # Where a clip begins says nothing of the last part of a long one.
     assert "rollout_first.start_gap" in first.metrics and "rollout_last.start_gap" not in first.metrics
+
+
+def test_every_arm_is_sampled_from_its_own_weights_on_held_out_captions(first, folder):
+    arm = spec.load(toy_spec(folder))
+    world, count = build.World(arm), arm["evaluation.samples"]
+    captions, text, free = world.prompts(range(count), "test")
+    draw = Draw(0, "evaluation", 0, range(count))
+    assert captions == json.loads((first.folders["evaluate"] / "scores.json").read_text())["captions"]
+    assert captions != world.prompts(range(count), "train")[0]
+
+    def written(stage, name):
+        return weights.read_tensors(first.folders[stage] / f"{name}.safetensors")[0]["videos"]
+
+    for name, source, stage in (("untrained", "teacher", "sample_start"), ("ode_init", "ode_init", "sample_start"),
+                                ("student", "distill", "sample")):  # fmt: skip
+        student = sample.load_student(arm, world, first.folders[source])
+        made = to_bytes(world.codec.decode(student(world.latent_shape, text, draw)))
+        assert (made.int() - written(stage, name).int()).abs().max() <= 1, name
+    teacher = build.load_network(arm, world, build.teacher_rule(arm), first.folders["teacher"] / "weights.safetensors")
+    noise = draw.normal("noise", *world.latent_shape)
+    for steps in (arm["teacher_sampling.steps"], *arm["evaluation.teacher_steps"]):
+        made = to_bytes(world.codec.decode(build.teacher_sampler(arm, steps)(teacher, noise, text, free).last))
+        assert (made.int() - written("sample_teacher", f"teacher_{steps}").int()).abs().max() <= 1, steps
+
+
+def test_the_ends_of_a_rollout_are_judged_each_by_itself(first, folder):
+    rollout, _ = weights.read_tensors(first.folders["sample"] / "rollout.safetensors")
+    length, whole = rollout["first"].shape[1], rollout["whole"]
+    assert whole.shape[1] >= 9 * length
+    assert torch.equal(rollout["first"], whole[:, :length]) and torch.equal(rollout["last"], whole[:, -length:])
+    assert not torch.equal(rollout["first"], rollout["last"])
+    plain = experiment.run(toy_spec(folder, "evaluation: {metrics: ['test_recipe:Plain']}"), [], folder / "runs")
+    for end in ("first", "last"):
+        expected = float(sample.from_bytes(rollout[end]).mean((1, 2, 3, 4)).mean())
+        assert plain.metrics[f"student.ok_{end}_tenth"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_stored_trajectories_are_the_teachers_under_guidance_to_the_caption(first, folder):
+    arm = spec.load(toy_spec(folder))
+    world, count = build.World(arm), arm["ode_pairs.count"]
+    _, text, free = world.prompts(range(count))
+    rule, path = build.teacher_rule(arm), first.folders["teacher"] / "weights.safetensors"
+    noise = Draw(0, "ode_pairs", 0, range(count)).normal("noise", *world.latent_shape)
+    solver = build.teacher_sampler(arm, arm["ode_pairs.steps"])
+    ended = solver(build.load_network(arm, world, rule, path), noise, text, free).last
+    pairs = build.stored_pairs(arm, world, first.folders["ode_pairs"] / "pairs")
+    stored, _ = pairs.rows(range(count), world.text_encoder)
+    assert len(pairs) == count
+    torch.testing.assert_close(stored.states[-1], ended, atol=2e-3, rtol=2e-3)  # kept in half precision
+
+
+def test_each_player_of_distillation_sees_as_it_should(first, folder):
+    arm = spec.load(toy_spec(folder))
+    inputs = {name: first.folders[name] for name in ("teacher", "ode_init")}
+    context = runs.Context(arm, folder, inputs, lambda text: None)
+    nets = distill.networks(context, build.World(arm), ("student", "fake_score"))
+    assert nets["student"].mask == build.student_rule(arm) != build.teacher_rule(arm)
+    assert nets["fake_score"].mask == nets["teacher"].mask == build.teacher_rule(arm)
+    assert not any(p.requires_grad for p in nets["teacher"].parameters())
+    start, given = (weights.read_tensors(inputs[name] / "weights.safetensors")[0] for name in ("ode_init", "teacher"))
+    name = next(iter(start))
+    assert torch.equal(nets["student"].state_dict()[name], start[name])
+    assert torch.equal(nets["fake_score"].state_dict()[name], given[name])
 
 
 def test_a_second_run_does_nothing(first, folder):
@@ -111,7 +178,7 @@ class Plain:
     """A metric of a user's own: what the protocol asks for and no more."""
 
     def __call__(self, videos, prompts):
-        return {"brightness": videos.mean((1, 2, 3, 4))}
+        return {"brightness": videos.mean((1, 2, 3, 4)), "ok": videos.mean((1, 2, 3, 4))}
 
 
 @pytest.mark.parametrize(

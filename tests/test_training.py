@@ -119,9 +119,15 @@ def test_a_player_that_was_saved_goes_on_as_if_nothing_had_happened(decay, tmp_p
     assert same(second.final(), straight.final()) and same(second.module.state_dict(), straight.module.state_dict())
 
 
-def test_muon_wants_blocks():
-    with pytest.raises(UserError, match="transformer blocks"):
-        player(linear(), optimizer=Bound("optimizer", {"name": "muon"}))
+def test_what_has_no_blocks_is_all_rest_to_muon():
+    """A discriminator learns by AdamW at the rest's rate, so a GAN joins a spec of Muon in one line."""
+    rest = {"rest_lr": 0.1, "rest_betas": [0.9, 0.99]}
+    mine, plain = player(linear(), optimizer=Bound("optimizer", {"name": "muon", **rest})), player(linear())
+    for step in range(3):
+        mine.step(loss_of(mine.module, step))
+        plain.step(loss_of(plain.module, step))
+    assert same(mine.final(), plain.final())
+    experiment.plan(spec.load("tiny/causvid", ["loss={name: sum, of: [dmd, gan]}"]))
 
 
 def context(folder, **runtime):

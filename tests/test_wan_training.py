@@ -195,9 +195,7 @@ def test_two_processes_are_one_and_go_on_where_another_number_of_them_stopped(wh
         ours, theirs = curve(place / "shared", stage), curve(place / "runs", stage)
         assert len(ours) == len(theirs)
         for one, other in zip(ours, theirs, strict=True):
-            for key in {"loss", "student_loss", "fake_score_loss", "gradient_norm", "student_gradient_norm"} & set(
-                other
-            ):
+            for key in {"loss", "fake_score_loss", "gradient_norm", "student_gradient_norm"} & set(other):
                 assert one[key] == pytest.approx(other[key], rel=1e-5), (stage, key)
     store = runs.Store(place / "shared")
     for node in experiment.plan(spec.load(name)):

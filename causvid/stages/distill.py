@@ -110,7 +110,8 @@ class Distill:
                     generate = cache(partial(make_input, scene, times))
                     output = loss(name, replace(scene, generate=generate))
                     numbers[f"{name}_gradient_norm"] = players[name].step(output.value)
-                    numbers[f"{name}_loss"] = float(output.value.detach())
+                    if name != "student":  # whose loss is the step's own
+                        numbers[f"{name}_loss"] = float(output.value.detach())
                 session.after(step, output, **numbers)
             session.finish(**{"weights" if name == "student" else name: p.final() for name, p in players.items()})
 
