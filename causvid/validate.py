@@ -138,7 +138,7 @@ def _component(group: str, value: Any, path: str, errors: list[str]) -> dict[str
     if isinstance(value, str):
         value = {"name": value}
     if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
-        errors.append(f"{path}: expected the name of a {group}, or a mapping with a 'name', got {value!r}")
+        errors.append(f"{path}: expected a name of group '{group}', or a mapping with a 'name', got {value!r}")
         return {}
     try:
         found = registry.find(group, value["name"])
