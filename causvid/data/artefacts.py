@@ -36,6 +36,7 @@ class Artefact:
     sha256: Mapping[str, str] = field(default_factory=dict)
 
 
+SECONDS = 24 * 3600.0  # for one file
 REPOSITORY = "hf://tianweiy/CausVid"
 ARTEFACTS = {
     each.name: each
@@ -96,7 +97,7 @@ def fetch(name: str, target: str) -> Tally:
                 unproven += known is None
                 tally.skipped += 1
                 continue
-            with copied(source, file, place, file) as copy:
+            with copied(source, file, place, file, SECONDS) as copy:
                 settle(copy, place, file)
             tally.done += 1
         if unproven:
