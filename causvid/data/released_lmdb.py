@@ -14,7 +14,7 @@ from typing import Any
 import lmdb
 import numpy as np
 
-from causvid.data.lmdb_store import check_size, storage_error
+from causvid.data.lmdb_shard import check_size, storage_error
 from causvid.data.rows import Row
 from causvid.errors import UserError
 
