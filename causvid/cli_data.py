@@ -256,7 +256,8 @@ def pack(
     from causvid.data import pack as packing
 
     try:
-        sizes, moments = [int(n) for n in shape.split(",") if n], [float(n) for n in times.split(",") if n]
+        sizes = [int(n) for n in shape.split(",")] if shape else []
+        moments = [float(n) for n in times.split(",")] if times else []
     except ValueError as error:
         raise UserError(f"--shape and --times: expected numbers with commas between them: {error}") from error
     _end(packing.pack(source, target, shards, sizes, moments), target, as_json)

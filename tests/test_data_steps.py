@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import typer
+from commands import command
 from PIL import Image
 from typer.testing import CliRunner
 from videos import levels, sound, turned, video
@@ -189,6 +190,34 @@ def test_released_pairs_need_their_times(tmp_path):
     reader = Reader(tmp_path / "new")
     assert reader.header["times"] == [1, 0.7568, 0.5217, 0]
     assert reader.row("00000001").arrays["states"].shape == (4, 3, 4, 2, 2)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    ["nan,0", "inf,0", "1,nan", "2,0", "1,1", "0.5,1", "0,-1", "1,0.5", "0,1", "1,0,", "1,,0", ",", "x,0", "1,0,0"],
+)  # fmt: skip
+def test_times_that_do_not_fall_from_noise_to_data_are_refused_and_nothing_is_written(wrong, tmp_path, capsys):
+    released(tmp_path / "old", np.zeros((1, 2, 3, 4, 2, 2)), ["a"], (1, 2, 3, 4, 2, 2))
+    before = content(tmp_path)
+    status, counts, err = command(capsys, "pack", tmp_path / "old", tmp_path / "new", f"--times={wrong}")
+    assert status == 2 and not counts and err.count("error:") == 1 and "--times" in err, err
+    assert content(tmp_path) == before and not (tmp_path / "new").exists()
+
+
+def test_a_shape_that_is_none_is_refused(tmp_path, capsys):
+    released(tmp_path / "old", np.zeros((1, 3, 4, 2, 2)), ["a"])
+    for wrong in ("3,4,2", "3,4,2,0", "-3,4,2,2", "3,,4,2,2", "3.5,4,2,2"):
+        status, _, err = command(capsys, "pack", tmp_path / "old", tmp_path / "new", f"--shape={wrong}")
+        assert status == 2 and err.count("error:") == 1 and "--shape" in err, err
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("kind", ["latents", "store"])
+def test_shape_and_times_are_refused_where_nothing_reads_them(kind, made, tmp_path, capsys):
+    for option in ("--times=1,0", "--shape=3,6,16,16"):
+        status, _, err = command(capsys, "pack", made[0] / kind, tmp_path / "new", option)
+        assert status == 2 and "for the released layout alone" in err
+    assert not (tmp_path / "new").exists()
 
 
 def test_released_rows_of_a_wrong_size_are_put_aside(tmp_path):
