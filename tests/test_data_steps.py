@@ -314,6 +314,27 @@ def test_a_copy_that_is_there_is_compared_with_the_checksum_of_the_manifest(tmp_
     assert "does not exist" in (tmp_path / "out" / "quarantine.jsonl").read_text()
 
 
+@pytest.mark.parametrize("base", ["", "memory://mistaken"])
+def test_a_clip_that_is_not_the_one_of_the_manifest_is_put_aside(base, tmp_path):
+    raw = Folder(f"{base or tmp_path}/raw")
+    rows = []
+    for name, film in (("a", levels(21)), ("b", levels(23))):
+        raw.write(f"{name}.mp4", video(film))
+        meant = raw.read("a.mp4")  # so b.mp4 is another file than is meant
+        rows.append({"path": f"{name}.mp4", "id": name, "sha256": hashlib.sha256(meant).hexdigest()})
+    raw.write("m.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+    source = f"{raw}/m.jsonl"
+    for name, call in {
+        "download": lambda out: steps.download(source, out),
+        "process": lambda out: steps.process(source, out, WANTED, workers=1),
+        "encode": lambda out: encode_into(source, out),
+    }.items():
+        tally = call(str(tmp_path / name))
+        assert tally.as_json() == {"given": 2, "done": 1, "skipped": 0, "quarantined": 1}, name
+        (row,) = tally.quarantine
+        assert row["clip"] == "b.mp4" and "its SHA-256 is not the one in the manifest" in row["reason"]
+
+
 def test_copies_of_remote_stores_are_kept_and_bounded(tmp_path, monkeypatch):
     monkeypatch.setenv("CAUSVID_CACHE", str(tmp_path))
     monkeypatch.setenv("CAUSVID_CACHE_GB", "0.0000035")
@@ -362,6 +383,20 @@ def test_a_pack_that_stopped_between_its_shards_goes_on(made, tmp_path, monkeypa
     assert packing.pack(source, str(target), shards=8).done == 4
     assert packing.verify(str(target))[1]["digest"] == Reader(made[0] / "store").digest()
     assert len(list(target.glob("shard-*"))) == 8
+
+
+def test_a_store_is_not_finished_while_rows_are_added(made, tmp_path, monkeypatch):
+    """What stops a second pack must not leave the first one's digest beside rows that it doesn't know."""
+    folder, store = made[0], tmp_path / "store"
+    packing.pack(str(folder / "latents"), str(store))
+    with monkeypatch.context() as during, pytest.raises(KeyboardInterrupt):
+        during.setattr(packing, "_add", lambda *given: (_ for _ in ()).throw(KeyboardInterrupt))
+        packing.pack(str(folder / "latents"), str(store))
+    gc.collect()
+    assert not (store / "digest.json").exists()
+    with pytest.raises(UserError, match="is not finished.*pack' again"):
+        packing.verify(str(store))
+    assert packing.pack(str(folder / "latents"), str(store)).skipped == 4 and packing.verify(str(store))[0].done == 4
 
 
 def test_a_pack_that_is_refused_leaves_a_whole_store_whole(made, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import mmap
 import multiprocessing
 import os
 import shutil
@@ -178,6 +179,26 @@ def test_a_store_cut_short_is_refused_before_it_is_read(tmp_path):
     path.write_bytes(path.read_bytes()[:-8192])
     with pytest.raises(UserError, match="cut short"):
         Reader(tmp_path / "s")
+
+
+def test_rows_that_are_read_ahead_are_asked_for_whole(tmp_path, monkeypatch):
+    """The system is told all pages of every row, and takes it."""
+    write(tmp_path / "s", [row(number, frames=500) for number in range(3)])
+    reader, told, libc = Reader(tmp_path / "s"), [], lmdb_store._LIBC
+
+    class Recording:
+        @staticmethod
+        def madvise(first, length, advice):
+            told.append((first.value, first.value + length.value, advice))
+            assert libc.madvise(first, length, advice) == 0
+
+    monkeypatch.setattr(lmdb_store, "_LIBC", Recording)
+    keys = ["clip-002", "clip-000"]
+    reader.prefetch(keys)
+    for key, (first, end, advice) in zip(keys, told, strict=True):
+        data = reader.data(key)
+        assert first % mmap.PAGESIZE == 0 and first <= data.ctypes.data < first + mmap.PAGESIZE
+        assert end == data.ctypes.data + len(data) and advice == mmap.MADV_WILLNEED
 
 
 def test_a_row_without_its_data_is_told(tmp_path):
