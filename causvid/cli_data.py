@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -27,7 +28,23 @@ Target = Annotated[str, typer.Argument(metavar="OUTPUT", help="A folder; what is
 JsonOption = Annotated[bool, typer.Option("--json", help="End with one JSON line on stdout.")]
 Root = Annotated[str | None, typer.Option(help="What the manifest's paths are relative to; default its own folder.")]
 Workers = Annotated[int, typer.Option(min=0, max=1024, help="Processes at a time; 0 takes one per core.")]
-Seconds = Annotated[float, typer.Option(min=1, help="How long one clip may take before it is put aside.")]
+
+
+def _number(value: float) -> float:
+    if math.isnan(value):  # which no range refuses
+        raise typer.BadParameter("expected a number, got nan")
+    return value
+
+
+Seconds = Annotated[
+    float,
+    typer.Option(
+        min=1,
+        max=1e6,
+        callback=_number,
+        help="How long fetching a clip, or decoding it, may take; else it is put aside.",
+    ),
+]
 
 
 def _end(tally: Tally, target: str, as_json: bool, listed: bool = True, **more: Any) -> None:
@@ -59,6 +76,7 @@ def download(
     source: Source,
     target: Target,
     workers: Annotated[int, typer.Option(min=1, max=1024, help="Transfers at a time.")] = 8,
+    seconds: Seconds = 3600.0,
     root: Root = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -76,7 +94,7 @@ def download(
 
     if source.startswith("causvid-") and not Path(source).exists():
         return _end(artefacts.fetch(source, target), target, as_json)
-    return _end(steps.download(source, target, workers, root), target, as_json)
+    return _end(steps.download(source, target, workers, root, seconds), target, as_json)
 
 
 @app.command(no_args_is_help=True)
@@ -238,7 +256,8 @@ def pack(
     from causvid.data import pack as packing
 
     try:
-        sizes, moments = [int(n) for n in shape.split(",") if n], [float(n) for n in times.split(",") if n]
+        sizes = [int(n) for n in shape.split(",")] if shape else []
+        moments = [float(n) for n in times.split(",")] if times else []
     except ValueError as error:
         raise UserError(f"--shape and --times: expected numbers with commas between them: {error}") from error
     _end(packing.pack(source, target, shards, sizes, moments), target, as_json)

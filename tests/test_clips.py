@@ -104,6 +104,21 @@ def test_a_clip_cut_short_is_refused(tmp_path):
         clip_frames(put(tmp_path, content[: len(content) // 2]), Wanted(**SMALL, frames=20, fps=25))
 
 
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.7])
+def test_a_clip_whose_damage_the_decoder_hides_is_refused(share, tmp_path):
+    """It shows something in the place of what it can't read, raises nothing, and marks the frame."""
+    content = bytearray(
+        video(levels(30, 96, 128) + np.random.default_rng(0).integers(0, 9, (30, 96, 128, 3), np.uint8))
+    )
+    at = content.find(b"mdat") + int(share * (content.find(b"moov") - content.find(b"mdat")))
+    content[at : at + 64] = bytes(64)
+    path = put(tmp_path, bytes(content))
+    with av.open(path) as container:
+        assert len(list(container.decode(video=0))) == 30
+    with pytest.raises(Refused, match="is damaged near"):
+        all_frames(path)
+
+
 def test_a_made_clip_has_the_wanted_form_and_the_same_bytes_each_time(tmp_path):
     path, wanted = put(tmp_path, video(levels(30))), Wanted(32, 48, 9, 8)
     content = make_clip(path, wanted, None, None)
@@ -117,7 +132,16 @@ def test_a_made_clip_has_the_wanted_form_and_the_same_bytes_each_time(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"height": 33}, {"width": 0}, {"frames": 0}, {"fps": 0.0}, {"fps": float("nan")}, {"aspect": 0.5}]
+    "wrong",
+    [
+        {"height": 33},
+        {"width": 0},
+        {"frames": 0},
+        {"fps": 0.0},
+        {"fps": 0.0001},
+        {"fps": float("nan")},
+        {"aspect": 0.5},
+    ],
 )
 def test_impossible_forms_are_refused(wrong):
     with pytest.raises(ValueError, match="got"):

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import typer
+from commands import command
 from PIL import Image
 from typer.testing import CliRunner
 from videos import levels, sound, turned, video
@@ -191,6 +192,34 @@ def test_released_pairs_need_their_times(tmp_path):
     assert reader.row("00000001").arrays["states"].shape == (4, 3, 4, 2, 2)
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    ["nan,0", "inf,0", "1,nan", "2,0", "1,1", "0.5,1", "0,-1", "1,0.5", "0,1", "1,0,", "1,,0", ",", "x,0", "1,0,0"],
+)  # fmt: skip
+def test_times_that_do_not_fall_from_noise_to_data_are_refused_and_nothing_is_written(wrong, tmp_path, capsys):
+    released(tmp_path / "old", np.zeros((1, 2, 3, 4, 2, 2)), ["a"], (1, 2, 3, 4, 2, 2))
+    before = content(tmp_path)
+    status, counts, err = command(capsys, "pack", tmp_path / "old", tmp_path / "new", f"--times={wrong}")
+    assert status == 2 and not counts and err.count("error:") == 1 and "--times" in err, err
+    assert content(tmp_path) == before and not (tmp_path / "new").exists()
+
+
+def test_a_shape_that_is_none_is_refused(tmp_path, capsys):
+    released(tmp_path / "old", np.zeros((1, 3, 4, 2, 2)), ["a"])
+    for wrong in ("3,4,2", "3,4,2,0", "-3,4,2,2", "3,,4,2,2", "3.5,4,2,2"):
+        status, _, err = command(capsys, "pack", tmp_path / "old", tmp_path / "new", f"--shape={wrong}")
+        assert status == 2 and err.count("error:") == 1 and "--shape" in err, err
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("kind", ["latents", "store"])
+def test_shape_and_times_are_refused_where_nothing_reads_them(kind, made, tmp_path, capsys):
+    for option in ("--times=1,0", "--shape=3,6,16,16"):
+        status, _, err = command(capsys, "pack", made[0] / kind, tmp_path / "new", option)
+        assert status == 2 and "for the released layout alone" in err
+    assert not (tmp_path / "new").exists()
+
+
 def test_released_rows_of_a_wrong_size_are_put_aside(tmp_path):
     released(tmp_path / "old", [np.zeros((3, 4, 2, 2)), np.zeros((3, 4, 2, 1))], ["a", "b"])
     with pytest.raises(UserError, match="shape of a row is not stored; give --shape"):
@@ -285,6 +314,27 @@ def test_a_copy_that_is_there_is_compared_with_the_checksum_of_the_manifest(tmp_
     assert "does not exist" in (tmp_path / "out" / "quarantine.jsonl").read_text()
 
 
+@pytest.mark.parametrize("base", ["", "memory://mistaken"])
+def test_a_clip_that_is_not_the_one_of_the_manifest_is_put_aside(base, tmp_path):
+    raw = Folder(f"{base or tmp_path}/raw")
+    rows = []
+    for name, film in (("a", levels(21)), ("b", levels(23))):
+        raw.write(f"{name}.mp4", video(film))
+        meant = raw.read("a.mp4")  # so b.mp4 is another file than is meant
+        rows.append({"path": f"{name}.mp4", "id": name, "sha256": hashlib.sha256(meant).hexdigest()})
+    raw.write("m.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+    source = f"{raw}/m.jsonl"
+    for name, call in {
+        "download": lambda out: steps.download(source, out),
+        "process": lambda out: steps.process(source, out, WANTED, workers=1),
+        "encode": lambda out: encode_into(source, out),
+    }.items():
+        tally = call(str(tmp_path / name))
+        assert tally.as_json() == {"given": 2, "done": 1, "skipped": 0, "quarantined": 1}, name
+        (row,) = tally.quarantine
+        assert row["clip"] == "b.mp4" and "its SHA-256 is not the one in the manifest" in row["reason"]
+
+
 def test_copies_of_remote_stores_are_kept_and_bounded(tmp_path, monkeypatch):
     monkeypatch.setenv("CAUSVID_CACHE", str(tmp_path))
     monkeypatch.setenv("CAUSVID_CACHE_GB", "0.0000035")
@@ -333,6 +383,20 @@ def test_a_pack_that_stopped_between_its_shards_goes_on(made, tmp_path, monkeypa
     assert packing.pack(source, str(target), shards=8).done == 4
     assert packing.verify(str(target))[1]["digest"] == Reader(made[0] / "store").digest()
     assert len(list(target.glob("shard-*"))) == 8
+
+
+def test_a_store_is_not_finished_while_rows_are_added(made, tmp_path, monkeypatch):
+    """What stops a second pack must not leave the first one's digest beside rows that it doesn't know."""
+    folder, store = made[0], tmp_path / "store"
+    packing.pack(str(folder / "latents"), str(store))
+    with monkeypatch.context() as during, pytest.raises(KeyboardInterrupt):
+        during.setattr(packing, "_add", lambda *given: (_ for _ in ()).throw(KeyboardInterrupt))
+        packing.pack(str(folder / "latents"), str(store))
+    gc.collect()
+    assert not (store / "digest.json").exists()
+    with pytest.raises(UserError, match="is not finished.*pack' again"):
+        packing.verify(str(store))
+    assert packing.pack(str(folder / "latents"), str(store)).skipped == 4 and packing.verify(str(store))[0].done == 4
 
 
 def test_a_pack_that_is_refused_leaves_a_whole_store_whole(made, tmp_path):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import json
+import mmap
 import multiprocessing
+import os
 import shutil
 
 import lmdb
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from causvid.data import lmdb_shard, lmdb_store
 from causvid.data.lmdb_store import Reader, Writer
 from causvid.data.rows import Row
 from causvid.errors import UserError
@@ -178,6 +181,26 @@ def test_a_store_cut_short_is_refused_before_it_is_read(tmp_path):
         Reader(tmp_path / "s")
 
 
+def test_rows_that_are_read_ahead_are_asked_for_whole(tmp_path, monkeypatch):
+    """The system is told all pages of every row, and takes it."""
+    write(tmp_path / "s", [row(number, frames=500) for number in range(3)])
+    reader, told, libc = Reader(tmp_path / "s"), [], lmdb_store._LIBC
+
+    class Recording:
+        @staticmethod
+        def madvise(first, length, advice):
+            told.append((first.value, first.value + length.value, advice))
+            assert libc.madvise(first, length, advice) == 0
+
+    monkeypatch.setattr(lmdb_store, "_LIBC", Recording)
+    keys = ["clip-002", "clip-000"]
+    reader.prefetch(keys)
+    for key, (first, end, advice) in zip(keys, told, strict=True):
+        data = reader.data(key)
+        assert first % mmap.PAGESIZE == 0 and first <= data.ctypes.data < first + mmap.PAGESIZE
+        assert end == data.ctypes.data + len(data) and advice == mmap.MADV_WILLNEED
+
+
 def test_a_row_without_its_data_is_told(tmp_path):
     write(tmp_path / "s", [row(1), row(2)])
     with lmdb.open(str(tmp_path / "s")) as environment, environment.begin(write=True) as transaction:
@@ -193,6 +216,61 @@ def test_one_process_can_not_write_what_it_reads(tmp_path):
     del view
     gc.collect()
     assert write(tmp_path / "s", [row(2)]) == ["added"]
+
+
+SHARDED = {"fields": {"latents": {"dtype": "float16", "shape": [None, None]}}}
+
+
+def square(number):
+    size = 256 if number % 2 else 4  # of pages of its own, or within a page of the index
+    return Row(f"r{number:03d}", {"latents": np.full((size, size), number, np.float16)})
+
+
+def _add_singly(folder, numbers):
+    with Writer(folder, SHARDED) as writer:
+        for number in numbers:
+            writer.add([square(number)])
+
+
+def unlockable(monkeypatch, folder):
+    """As on a read-only mount: no lock file can be made there."""
+    access = os.access
+    monkeypatch.setattr(lmdb_shard.os, "access", lambda path, mode: access(path, mode) and str(path) != str(folder))
+
+
+@pytest.mark.parametrize("locked", [True, False])
+def test_a_store_that_grows_elsewhere_leaves_readers_and_views_whole(locked, tmp_path, monkeypatch):
+    """Many commits write index pages anew; a larger map in the place of that of a view would kill the process."""
+    _add_singly(tmp_path / "s", range(20))
+    if not locked:
+        unlockable(monkeypatch, tmp_path / "s")
+    reader = Reader(tmp_path / "s")
+    view, shard = reader.row("r003").arrays["latents"], lmdb_shard.Shard.open(tmp_path / "s")
+    snapshot = shard.begin()
+    assert shard.locked is locked and shard.unchanged(snapshot)
+    arguments = (tmp_path / "s", range(20, 50))
+    writer = multiprocessing.get_context("spawn").Process(target=_add_singly, args=arguments)
+    writer.start()
+    writer.join(300)
+    assert writer.exitcode == 0 and shard.unchanged(snapshot) is locked
+    later = Reader(tmp_path / "s")
+    for each, count in ((reader, 20), (later, 50)):
+        assert len(each) == count and each.damaged() == {}
+        assert all(same(each.row(f"r{number:03d}"), square(number)) for number in range(count))
+    assert (view == 3).all()
+
+
+def test_an_index_that_changes_while_it_is_read_is_read_again_where_nothing_can_be_locked(tmp_path, monkeypatch):
+    write(tmp_path / "s", [row(1)])
+    unlockable(monkeypatch, tmp_path / "s")
+    monkeypatch.setattr(lmdb_store.time, "sleep", lambda seconds: None)
+    answers = [False, False, True]
+    monkeypatch.setattr(lmdb_shard.Shard, "unchanged", lambda *given: answers.pop(0))
+    assert same(Reader(tmp_path / "s").row("clip-001"), row(1)) and answers == []
+    gc.collect()
+    monkeypatch.setattr(lmdb_shard.Shard, "unchanged", lambda *given: False)
+    with pytest.raises(UserError, match="is being written, and can't be locked.*wait for the writer's end, or copy"):
+        Reader(tmp_path / "s")
 
 
 def _read_until(folder, total, began, between, out):

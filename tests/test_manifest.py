@@ -80,6 +80,18 @@ def test_a_folder_that_can_not_be_looked_into_is_told(tmp_path, monkeypatch):
         manifest.read(str(tmp_path / "closed"))
 
 
+def test_a_link_to_a_folder_is_put_aside_and_one_to_a_clip_is_taken(tmp_path):
+    for name in ("in/a.mp4", "in/sub/b.mp4", "other/c.mp4"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    for name, target in {"link": "../other", "sub/loop": "..", ".hidden": "../other", "d.mp4": "a.mp4"}.items():
+        (tmp_path / "in" / name).symlink_to(target)
+    given = manifest.read(str(tmp_path / "in"))
+    assert [clip.path for clip in given.clips] == ["a.mp4", "d.mp4", "sub/b.mp4"] and given.passed_over == ()
+    reason = "is a link to a folder, and those are not followed; give that folder by itself"
+    assert given.refused == [("link", reason), ("sub/loop", reason)]
+
+
 def test_paths_relative_to_another_folder(tmp_path):
     (tmp_path / "list").mkdir()
     (tmp_path / "list" / "m.csv").write_text("path,caption\na.mp4,a cat\n")

@@ -1,6 +1,7 @@
 """What CausVid released, by name: where it is, its layout, and where to put it when this machine has no network.
 
-Sizes of data are computed from their layout; those of checkpoints were not measured, and no checksums are published.
+Sizes are computed and not measured: those of data from their layout, those of checkpoints from the parameters of
+Wan2.1-T2V-1.3B, 4 bytes each, for their layout holds a generator in fp32. No checksums are published.
 What is fetched is compared in size with the source, and checked by the step that reads it.
 """
 
@@ -25,17 +26,20 @@ class Artefact:
     Attributes:
         address: its folder, as fsspec knows it.
         layout: what is in it, and which command reads it.
-        size: of all its files.
+        size: of all its files, and how it is known.
         sha256: of its files, where known.
     """
 
     name: str
     address: str
     layout: str
-    size: str = "size not known"
+    size: str
     sha256: Mapping[str, str] = field(default_factory=dict)
 
 
+SECONDS = 24 * 3600.0  # for one file
+DATA = "computed from its layout"
+CHECKPOINT = "about 5.7 GB (computed: 1.42 billion parameters in fp32, one generator; more if it holds anything else)"
 REPOSITORY = "hf://tianweiy/CausVid"
 ARTEFACTS = {
     each.name: each
@@ -44,26 +48,26 @@ ARTEFACTS = {
             "causvid-ode-pairs", f"{REPOSITORY}/mixkit_ode_lmdb",
             "LMDB: latents_shape 'n 4 21 16 60 104', latents_N_data fp16, prompts_N_data; "
             "'causvid data pack IT OUT --times 1,0.7568,0.5217,0' makes a store of it",
-            "about 25 GB",
+            f"about 25 GB ({DATA})",
         ),
         Artefact(
             "causvid-latents", f"{REPOSITORY}/mixkit_latents_lmdb",
             "LMDB: latents_shape 'n 21 16 60 104', latents_N_data fp16, prompts_N_data; "
             "'causvid data pack IT OUT' makes a store of it",
-            "about 27 GB",
+            f"about 27 GB ({DATA})",
         ),
         Artefact(
             "causvid-ode-checkpoint", f"{REPOSITORY}/wan_causal_ode_checkpoint_model_003000",
-            "model.pt: 'generator', keys of the original Wan2.1 behind 'model.'",
+            "model.pt: 'generator', keys of the original Wan2.1 behind 'model.'", CHECKPOINT,
         ),
         Artefact(
             "causvid-causal-checkpoint", f"{REPOSITORY}/autoregressive_checkpoint",
-            "model.pt: 'generator', keys of the original Wan2.1 behind 'model.'",
+            "model.pt: 'generator', keys of the original Wan2.1 behind 'model.'", CHECKPOINT,
         ),
         *(
             Artefact(
                 f"causvid-bidirectional-checkpoint-{n}", f"{REPOSITORY}/bidirectional_checkpoint{n}",
-                "model.pt: 'generator', keys of the original Wan2.1 behind 'model.'",
+                "model.pt: 'generator', keys of the original Wan2.1 behind 'model.'", CHECKPOINT,
             )
             for n in (1, 2)
         ),
@@ -96,7 +100,7 @@ def fetch(name: str, target: str) -> Tally:
                 unproven += known is None
                 tally.skipped += 1
                 continue
-            with copied(source, file, place, file) as copy:
+            with copied(source, file, place, file, SECONDS) as copy:
                 settle(copy, place, file)
             tally.done += 1
         if unproven:

@@ -22,6 +22,7 @@ from causvid.data.pool import Refused
 
 BT601, LIMITED = 6, 1  # H.273 codes; what players assume of a small untagged video, written into the file all the same
 MAX_PIXELS = 1 << 26  # of one frame
+LEAST_FPS = 0.001  # rates are fractions with denominators of at most 1001
 # What a file may be, whatever its name says: no playlists and scripts, which name other files and addresses.
 FORMATS = "mov,matroska,avi,mpeg,mpegvideo,mpegts,flv,asf,ogg,gif,"
 FORMATS += "image2,png_pipe,jpeg_pipe,bmp_pipe,webp_pipe,tiff_pipe"
@@ -52,9 +53,10 @@ class Wanted:
                 raise ValueError(f"height and width: even, from 2 to 8192, got {height} x {width}")
         if not 1 <= self.frames <= 100_000:
             raise ValueError(f"frames: from 1 to 100000, got {self.frames}")
-        if not (0 < self.fps <= 1000 and self.aspect >= 1 and 0 <= self.crf <= 51):
+        if not (LEAST_FPS <= self.fps <= 1000 and self.aspect >= 1 and 0 <= self.crf <= 51):
             raise ValueError(
-                f"fps in (0, 1000], aspect at least 1, crf 0 to 51; got {self.fps}, {self.aspect}, {self.crf}"
+                f"fps from {LEAST_FPS} to 1000, aspect at least 1, crf 0 to 51; "
+                f"got {self.fps}, {self.aspect}, {self.crf}"
             )
 
     @property

@@ -26,7 +26,7 @@ from causvid.data.clips import all_frames
 from causvid.data.folders import Folder, told
 from causvid.data.latents import as_stored
 from causvid.data.manifest import Clip, Given
-from causvid.data.pool import Pool, stay_with_parent
+from causvid.data.pool import Halt, Pool, Unread, stay_with_parent
 from causvid.data.rows import Row, canonical, pack_row, trimmed
 from causvid.data.sources import origin
 from causvid.data.steps import each
@@ -126,7 +126,7 @@ def encode(
         tally.given, tally.skipped = len(share) + len(given.refused) + given.duplicates, given.duplicates
         for name, reason in given.refused:
             tally.put_aside(name, reason)
-    todo, before = [], {clip.id: _origin(given, clip) for clip in share}
+    todo, before = [], {clip.id: _origin(given, clip, seconds) for clip in share}
     for clip in share:
         if clip.start is not None or clip.end is not None:
             _put_aside(tally, clip, "is a part of a film (start, end); 'causvid data process' cuts it", output, there)
@@ -136,8 +136,10 @@ def encode(
             todo.append(clip)
     with progress.bar("encode", tally.given) as show, Pool(workers, seconds) as pool:
         for clip, ok, result in each(given, todo, pool, all_frames, lambda _, path: (path,)):
-            row = _row_or_reason(clip, result, codec, text_encoder) if ok else str(result)
-            if isinstance(row, str):
+            row = _row_or_reason(clip, result, codec, text_encoder) if ok else result
+            if isinstance(row, Exception):  # which says nothing of the clip: what is there stays
+                tally.put_aside(clip.path, str(row))
+            elif isinstance(row, str):
                 _put_aside(tally, clip, row, output, there)
             else:
                 output.write(_name(clip), to_file(row, before[clip.id]))
@@ -201,9 +203,13 @@ def _put_aside(tally: Tally, clip: Clip, reason: str, output: Folder, there: Map
     tally.put_aside(clip.path, reason)
 
 
-def _row_or_reason(clip: Clip, frames: np.ndarray, codec: Codec, text_encoder: TextEncoder) -> Row | str:
+def _row_or_reason(clip: Clip, frames: np.ndarray, codec: Codec, text_encoder: TextEncoder) -> Row | str | Unread:
     try:
         return row_of(clip, frames, codec, text_encoder)
+    except torch.OutOfMemoryError as error:
+        return Unread(f"the device is out of memory: {error}")
+    except torch.AcceleratorError as error:  # every later clip would fail as well
+        raise Halt(f"the device failed at clip {clip.path}: {error}; run the same command again") from error
     except (ValueError, RuntimeError) as error:  # a codec's complaint about shapes is often a RuntimeError
         return str(error)
 
@@ -212,9 +218,9 @@ def _name(clip: Clip) -> str:
     return f"latents/{clip.id}.safetensors"
 
 
-def _origin(given: Given, clip: Clip) -> dict[str, str] | None:
+def _origin(given: Given, clip: Clip, seconds: float) -> dict[str, str] | None:
     """What tells a clip's file from another at its place, where its row has no SHA-256 that does."""
-    return origin(given, clip) if clip.sha256 is None else None
+    return origin(given, clip, seconds) if clip.sha256 is None else None
 
 
 def _same(output: Folder, clip: Clip, now: Mapping[str, str] | None) -> bool:

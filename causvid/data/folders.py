@@ -170,6 +170,24 @@ def _lives(process: int) -> bool:
     return True
 
 
+def unlisted(folder: Folder) -> list[tuple[str, str]]:
+    """Folders in a folder of this machine whose files a listing leaves out, each with why; not hidden ones."""
+    found: list[tuple[str, str]] = []
+
+    def tell(path: str, reason: str) -> None:
+        name = os.path.relpath(path, folder.path)
+        if not any(part.startswith(".") for part in PurePosixPath(name).parts) or name == ".":
+            found.append((name, reason))
+
+    if folder.is_local:
+        closed = lambda error: tell(error.filename, f"can't be looked into: {error.strerror}")  # noqa: E731
+        for parent, names, _ in os.walk(folder.path, onerror=closed):
+            for path in (os.path.join(parent, name) for name in sorted(names)):
+                if os.path.islink(path):
+                    tell(path, "is a link to a folder, and those are not followed; give that folder by itself")
+    return found
+
+
 def _true_place(folder: Folder) -> str:
     path = os.path.realpath(folder.path) if folder.is_local else folder.path
     return folder.fs.unstrip_protocol(path).rstrip("/")

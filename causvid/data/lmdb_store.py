@@ -13,123 +13,28 @@ are written in transactions: a reader sees a whole row or none. This file knows 
 from __future__ import annotations
 
 import ctypes
-import errno
 import hashlib
 import json
 import mmap
 import os
-import shutil
-import weakref
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import lmdb
 import numpy as np
 
+from causvid.data.lmdb_shard import OtherLayout, Shard, shard_folders, storage_error
 from causvid.data.rows import Entry, Row, canonical, check_fields, checksum, pack_row, parse_entry
 from causvid.errors import UserError
 
 FORMAT, VERSION = "causvid-store", 1
-FIRST_MAP = 1 << 20  # bytes; doubled whenever it is full
-NEARLY_FULL = 64 << 20  # bytes
-READERS = 1024
-LOCK_BYTES = (READERS + 2) * 64  # what LMDB gives so many readers; a test compares
 PAGE = mmap.PAGESIZE
+INLINE = 1 << 16  # bytes; smaller values may lie in pages of the index (of 64 KiB at most), which others write anew
+SCANS = 20
 MADV_WILLNEED = 3  # the same on Linux and macOS
 _LIBC = ctypes.CDLL(None)
-
-
-class _Shard:
-    """One open environment. A process must not open an environment twice, so it is shared while it is in use."""
-
-    opened: ClassVar[weakref.WeakValueDictionary[tuple[str, int], _Shard]] = weakref.WeakValueDictionary()
-
-    def __init__(self, folder: Path, write: bool) -> None:
-        self.folder, self.write = folder, write
-        try:
-            size = (folder / "data.mdb").stat().st_size if (folder / "data.mdb").exists() else 0
-            if not write and size == 0:
-                raise UserError(f"{folder} is no store: it has no data.mdb, or an empty one; make it with 'data pack'")
-            lock = write or os.access(folder, os.W_OK)
-            if lock:  # LMDB maps this file, and writing to a map kills the process where the disk is full: room first
-                with (folder / "lock.mdb").open("ab") as stream:
-                    stream.write(bytes(max(0, LOCK_BYTES - stream.tell())))
-            self.environment = lmdb.open(
-                str(folder), map_size=max(FIRST_MAP, size), readonly=not write, create=write, max_readers=READERS,
-                lock=lock, readahead=True,
-            )  # fmt: skip
-        except (lmdb.Error, OSError) as error:
-            if write and size == 0:  # half of an empty environment, which LMDB would not take again
-                (folder / "data.mdb").unlink(missing_ok=True)
-            raise storage_error(folder, error) from error
-        if not write:
-            check_size(self.environment, folder)
-
-    @classmethod
-    def open(cls, folder: Path, write: bool = False) -> _Shard:
-        name = (str(folder.resolve()), os.getpid())
-        shard = cls.opened.get(name)
-        if shard is not None and (write or shard.write):
-            raise UserError(f"{folder} is in use in this process; let go of it before it is opened to write")
-        if shard is None:
-            shard = cls.opened[name] = cls(folder, write)
-        return shard
-
-    def begin(self) -> lmdb.Transaction:
-        """A snapshot to read from; views of its rows hold on to it."""
-        try:
-            return self.environment.begin(buffers=True)
-        except lmdb.MapResizedError:
-            try:
-                self.environment.set_mapsize(0)
-                return self.environment.begin(buffers=True)
-            except lmdb.Error as error:
-                raise UserError(f"{self.folder} has grown while its rows are in use; let go of them first") from error
-        except lmdb.Error as error:
-            raise storage_error(self.folder, error) from error
-
-
-class OtherLayout(UserError):
-    """An LMDB that is no store of this project."""
-
-
-def check_size(environment: lmdb.Environment, folder: Path) -> None:
-    """Refuse a file that is cut short: reading behind its end would kill the process.
-
-    Raises:
-        UserError: it ends before its last page.
-    """
-    size = (folder / "data.mdb").stat().st_size
-    if size < (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]:
-        raise UserError(f"{folder}/data.mdb is cut short ({size} bytes); fetch or make it again")
-
-
-def storage_error(folder: Path, error: Exception) -> UserError:
-    """What went wrong below a store, said once: a full disk, no permission, damage."""
-    full = getattr(error, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error)
-    # LMDB calls a write that went in only in part an input/output error.
-    short = os.strerror(errno.EIO) in str(error) and shutil.disk_usage(folder).free < NEARLY_FULL
-    if full or short:
-        return UserError(f"{folder}: the disk is full; nothing was lost: make room and run the same command again")
-    return UserError(f"{folder} can't be used as a store: {error}; is it a store, whole and readable?")
-
-
-def shard_folders(folder: Path) -> list[Path]:
-    """The environments of a store, in order.
-
-    Raises:
-        UserError: there is no store, or a shard of it is missing.
-    """
-    shards = sorted(path for path in folder.glob("shard-*") if path.is_dir())
-    if (folder / "data.mdb").is_file():
-        return [folder]
-    if not shards:
-        raise UserError(f"{folder} is no store: it has neither data.mdb nor shards; make it with 'causvid data pack'")
-    count = shards[0].name.rpartition("-of-")[2]
-    if count.isdigit() and len(shards) != int(count):
-        raise UserError(f"{folder} has {len(shards)} of {int(count)} shards; fetch or make the others")
-    return shards
 
 
 class Writer:
@@ -150,7 +55,7 @@ class Writer:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise storage_error(folder, error) from error
-        self._shard = _Shard.open(folder, write=True)
+        self._shard = Shard.open(folder, write=True)
         self._write(self._add_header)
 
     def close(self) -> None:
@@ -261,21 +166,49 @@ class Reader:
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
-        self._shards = [_Shard.open(each) for each in shard_folders(self.folder)]
-        self._snapshots = [shard.begin() for shard in self._shards]
-        headers = [_header(snapshot, self.folder) for snapshot in self._snapshots]
-        if any(header != headers[0] for header in headers):
-            raise UserError(f"{folder}: its shards have different headers and don't belong together")
-        self.header = headers[0]
+        self._shards = [Shard.open(each) for each in shard_folders(self.folder)]
+        self._snapshots, headers = [], []
+        self._apart: dict[str, Any] = {}  # data of shards without a lock, found once: see _scan
         found: dict[str, tuple[Entry, int]] = {}
-        for number, snapshot in enumerate(self._snapshots):
-            for key, value in _index(snapshot):
+        for number, shard in enumerate(self._shards):
+            snapshot, header, index = self._scan(shard)
+            self._snapshots.append(snapshot)
+            headers.append(header)
+            for key, value in index:
                 if key in found:
                     raise UserError(f"{folder}: row '{key}' is in two shards; pack them again into one store")
                 found[key] = (parse_entry(key, value), number)
+        if any(header != headers[0] for header in headers):
+            raise UserError(f"{folder}: its shards have different headers and don't belong together")
+        self.header = headers[0]
         self.entries = {key: found[key][0] for key in sorted(found)}
         self._where = {key: number for key, (_, number) in found.items()}
         self._checked: set[str] = set()
+
+    def _scan(self, shard: Shard) -> tuple[lmdb.Transaction, dict[str, Any], list[tuple[str, bytes]]]:
+        """(snapshot, header, index) of a shard.
+
+        Where it can't be locked, a writer does not know of the snapshot, and after a commit may overwrite its index.
+        Data of rows stay where they are, as rows are never changed. So all are found here, while nothing is committed.
+        """
+        for attempt in range(SCANS):
+            snapshot = shard.begin()
+            try:
+                header, index = _header(snapshot, self.folder), list(_index(snapshot))
+                data = {} if shard.locked else {key: snapshot.get(b"x:" + key.encode()) for key, _ in index}
+                kept = {key: bytes(v) if v is not None and len(v) < INLINE else v for key, v in data.items()}
+            except (lmdb.Error, UserError) as error:
+                if shard.unchanged(snapshot):
+                    raise error if isinstance(error, UserError) else storage_error(self.folder, error) from error
+            else:
+                if shard.unchanged(snapshot):
+                    self._apart |= kept
+                    return snapshot, header, index
+            time.sleep(0.01 * attempt)
+        raise UserError(
+            f"{self.folder} is being written, and can't be locked from here, as its folder is read-only: wait for the "
+            "writer's end, or copy the store"
+        )
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -285,7 +218,10 @@ class Reader:
         if key not in self.entries:
             raise UserError(f"{self.folder} has no row '{key}'")
         shard, snapshot = self._shards[self._where[key]], self._snapshots[self._where[key]]
-        value = snapshot.get(b"x:" + key.encode())
+        try:
+            value = snapshot.get(b"x:" + key.encode()) if shard.locked else self._apart[key]
+        except lmdb.Error as error:
+            raise storage_error(self.folder, error) from error
         if value is None:
             raise UserError(f"{self.folder}: the data of row '{key}' is missing; make the row again")
         return np.asarray(_View(np.frombuffer(value, np.uint8), (shard, snapshot)))

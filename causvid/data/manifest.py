@@ -13,7 +13,6 @@ import hashlib
 import io
 import json
 import math
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from causvid import progress
-from causvid.data.folders import Folder, apart
+from causvid.data.folders import Folder, apart, unlisted
 from causvid.errors import UserError
 from causvid.registry import did_you_mean
 
@@ -119,8 +118,9 @@ def read(source: str, root: str | None = None) -> Given:
     if whole.exists("manifest.jsonl"):
         rows = parse("manifest.jsonl", whole.read("manifest.jsonl"))
         return _some(source, _checked(Folder(root) if root else whole, rows, whole.is_local))
-    names, closed = whole.sizes(), _closed(whole)
+    names = whole.sizes()
     clips = [name for name in names if PurePosixPath(name).suffix.lower() in VIDEOS]
+    closed = [(name, reason) for name, reason in unlisted(whole) if name not in clips]
     if not clips:
         raise UserError(
             f"nothing given: {source} holds no clips ({', '.join(VIDEOS)}) and no manifest.jsonl"
@@ -128,25 +128,10 @@ def read(source: str, root: str | None = None) -> Given:
         )
     rows = [{"path": name, "caption": _beside(whole, name, names)} for name in clips]
     given = _checked(whole, rows, whole.is_local, clips)
-    known = {*clips, *(str(PurePosixPath(name).with_suffix(".txt")) for name in clips)}
+    known = {*clips, *dict(closed), *(str(PurePosixPath(name).with_suffix(".txt")) for name in clips)}
     given.refused += closed
     given.passed_over = tuple(name for name in names if name not in known)
     return given
-
-
-def _closed(folder: Folder) -> list[tuple[str, str]]:
-    """Folders in a folder of this machine that can't be looked into, each with why: a listing leaves them out."""
-    found: list[tuple[str, str]] = []
-
-    def tell(error: OSError) -> None:
-        name = os.path.relpath(error.filename, folder.path)
-        if not any(part.startswith(".") for part in PurePosixPath(name).parts) or name == ".":
-            found.append((name, f"can't be looked into: {error.strerror}"))
-
-    if folder.is_local:
-        for _ in os.walk(folder.path, onerror=tell):
-            pass
-    return found
 
 
 def _some(source: str, given: Given) -> Given:

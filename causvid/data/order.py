@@ -2,7 +2,8 @@
 
 Rows of one shape form a bucket, and a batch is of one bucket: images (one frame) and videos alternate by batch. Each
 bucket is read epoch after epoch, shuffled anew in each, with no row left out at an epoch's end: a batch may hold the
-last rows of one epoch and the first of the next. Ranks take disjoint parts of a global batch.
+last rows of one epoch and the first of the next. Ranks take disjoint parts of a global batch, and so disjoint rows,
+but where it spans the end of an epoch: a row may be among the last of one and among the first of the next.
 """
 
 from __future__ import annotations

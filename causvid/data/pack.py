@@ -28,6 +28,7 @@ from causvid.data.tally import Tally, write_lines
 from causvid.errors import UserError
 
 BATCH_ROWS, BATCH_BYTES = 64, 64 << 20  # of one transaction
+TOLD_ALREADY = "--shape and --times are for the released layout alone; INPUT says its own: leave them out"
 Rows = Iterator[tuple[str, Row | str]]
 
 
@@ -78,10 +79,14 @@ def _source(source: str, shape: Sequence[int], times: Sequence[float]) -> tuple[
         if kind == "released":
             released = Released(path, shape, times)
             return released.header(), len(released.numbers), released.rows()
+        if shape or times:
+            raise UserError(TOLD_ALREADY)
         reader = Reader(path)
         header = {name: value for name, value in reader.header.items() if name not in ("format", "version")}
         return header, len(reader), _stored(reader)
     names = [name for name in sizes if name.startswith("latents/") and name.endswith(".safetensors")]
+    if names and (shape or times):
+        raise UserError(TOLD_ALREADY)
     if "recipe.json" not in sizes or not names:
         raise UserError(f"nothing given: {source} holds no recipe.json and latents/, as 'causvid data encode' writes")
     try:

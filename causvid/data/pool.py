@@ -21,6 +21,14 @@ class Refused(Exception):
     """Why one input is put aside; the others go on."""
 
 
+class Unread(UserError):
+    """Why one input can't be read now, which says nothing about what it holds; the others go on."""
+
+
+class Halt(UserError):
+    """What stops the command, as no input is at fault: a full disk of this machine, say."""
+
+
 def stay_with_parent(number: int) -> None:
     """End this process when its parent is killed; it would wait for work, or for the others, for ever.
 
@@ -79,15 +87,18 @@ class Pool:
 
         Args:
             function: of a module, so that workers can find it.
-            arguments: of an item; called here; may raise ``Refused`` or ``UserError``.
+            arguments: of an item; called here; may raise ``Refused`` or ``UserError``, of which ``Halt`` goes through,
+                and ``Unread`` is itself the reason.
         """
-        pending: deque[tuple[Item, tuple[Any, ...] | None, Future[Any] | str]] = deque()
+        pending: deque[tuple[Item, tuple[Any, ...] | None, Future[Any] | str | Unread]] = deque()
         for item in items:
             try:
                 given = arguments(item)
                 pending.append((item, given, self._submit(function, given)))
+            except Halt:
+                raise
             except (Refused, UserError) as error:
-                pending.append((item, None, str(error)))
+                pending.append((item, None, error if isinstance(error, Unread) else str(error)))
             if len(pending) > 2 * self.workers:
                 yield self._result(function, *pending.popleft())
         while pending:
@@ -101,9 +112,10 @@ class Pool:
             return self._pool.submit(_limited, self.seconds, function, given)
 
     def _result(
-        self, function: Callable[..., Any], item: Item, given: tuple[Any, ...] | None, future: Future[Any] | str
-    ) -> tuple[Item, bool, Any]:
-        if isinstance(future, str) or given is None:
+        self, function: Callable[..., Any], item: Item, given: tuple[Any, ...] | None,
+        future: Future[Any] | str | Unread,
+    ) -> tuple[Item, bool, Any]:  # fmt: skip
+        if isinstance(future, (str, Unread)) or given is None:
             return item, False, future
         try:
             return item, *future.result()

@@ -14,7 +14,7 @@ from typing import Any
 import lmdb
 import numpy as np
 
-from causvid.data.lmdb_store import check_size, storage_error
+from causvid.data.lmdb_shard import check_size, storage_error
 from causvid.data.rows import Row
 from causvid.errors import UserError
 
@@ -47,12 +47,18 @@ class Released:
             raise UserError(
                 f"{folder} is neither a store of this project nor of the released layout (no latents_0_data)"
             )
+        if shape and (len(self.shape) not in (4, 5) or min(self.shape) < 1):
+            raise UserError(f"--shape: expected 4 or 5 sizes of at least 1, as in 21,16,60,104, got {list(shape)}")
         if len(self.shape) not in (4, 5) or min(self.shape) < 1:
             raise UserError(f"{folder}: the shape of a row is not stored; give --shape, as in 21,16,60,104")
         self.times = tuple(times)
         wanted = self.shape[0] if len(self.shape) == 5 else 0
         if len(self.times) != wanted:
             raise UserError(f"{folder}: rows hold {wanted} states; give as many --times, as in 1,0.757,0.522,0")
+        if self.times:
+            exact = np.array(self.times, np.float32)  # as they are read
+            if not (exact[0] <= 1 and (np.diff(exact) < 0).all() and exact[-1] == 0):  # NaN is none of these
+                raise UserError(f"--times: expected times that fall from at most 1 to 0, got {list(self.times)}")
 
     @property
     def field(self) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -13,11 +12,12 @@ from causvid import weights
 from causvid.data.folders import Folder, told
 from causvid.data.manifest import Clip, Given
 from causvid.data.pool import Refused
+from causvid.data.remote import ASK_SECONDS, ask, fetch, ours, scratch_folder, unread
 from causvid.errors import UserError
 
 
-def origin(given: Given, clip: Clip) -> dict[str, str] | None:
-    """What tells a clip's file from another at its place, or None where that can't be told.
+def origin(given: Given, clip: Clip, seconds: float = ASK_SECONDS) -> dict[str, str] | None:
+    """What tells a clip's file from another at its place, or None where that can't be told, or not in so many seconds.
 
     Its size, with its time of change on this machine and the tag that an object store gives it elsewhere.
     """
@@ -27,7 +27,7 @@ def origin(given: Given, clip: Clip) -> dict[str, str] | None:
             facts = Path(folder.join(name)).stat()
             return {"size": str(facts.st_size), "mtime_ns": str(facts.st_mtime_ns)}
         with told(str(folder)):
-            found = folder.fs.info(folder.join(name))
+            found = ask(folder, "info", folder.join(name), seconds=min(seconds, ASK_SECONDS))
     except (UserError, OSError, ValueError):
         return None
     return {key.lower(): str(found[key]) for key in ("size", "ETag", "etag", "created") if found.get(key)}
@@ -47,34 +47,43 @@ def sha256(file: Path | tuple[Folder, str]) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def is_file(folder: Folder, name: str) -> bool:
-    """Whether there is a file of that name: no folder, no pipe."""
-    with told(f"{folder}/{name}"):
+def is_file(folder: Folder, name: str, seconds: float = ASK_SECONDS) -> bool:
+    """Whether there is a file of that name: no folder, no pipe.
+
+    Raises:
+        Unread: that can't be told, or not in so many seconds.
+    """
+    with unread(f"{folder}/{name}"):
         if folder.is_local:
             return Path(folder.join(name)).is_file()
         try:
-            return folder.fs.info(folder.join(name))["type"] != "directory"
-        except FileNotFoundError:
-            return False
+            found = ask(folder, "info", folder.join(name), seconds=min(seconds, ASK_SECONDS))
+        except FileNotFoundError as error:
+            # fsspec calls every failure of a web server so, and says in the cause which it was.
+            cause = error.__cause__ if folder.uri.startswith("http") else None
+            if cause is None or isinstance(cause, FileNotFoundError) or getattr(cause, "status", 0) in (404, 410):
+                return False
+            raise cause from None
+        return found["type"] != "directory"
 
 
 @contextmanager
-def copied(source: Folder, path: str, place: Folder, name: str) -> Iterator[Path]:
+def copied(source: Folder, path: str, place: Folder, name: str, seconds: float) -> Iterator[Path]:
     """A copy of a file on this machine, on the disk where :func:`settle` puts it; gone at the end of the block.
 
     Raises:
         Refused: there is no such file.
-        UserError: it can't be read, or the copy not be written.
+        Unread: it can't be read, or not in so many seconds.
+        Halt: the copy can't be written.
     """
-    if not is_file(source, path):
+    if not is_file(source, path, seconds):
         raise Refused("does not exist, or is no file")
-    with tempfile.TemporaryDirectory() as scratch:
-        copy = weights.partial_of(Path(place.join(name))) if place.is_local else Path(scratch) / "copy"
-        with told(f"{place}/{name}"):
+    with scratch_folder() as scratch:
+        copy = weights.partial_of(Path(place.join(name))) if place.is_local else scratch / "copy"
+        with ours(f"{place}/{name}"):
             copy.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with told(f"{source}/{path}"):
-                source.fs.get_file(source.join(path), str(copy))
+            fetch(source, path, copy, seconds)
             yield copy
         finally:
             copy.unlink(missing_ok=True)
@@ -96,22 +105,26 @@ def settle(copy: Path, place: Folder, name: str) -> None:
         place.fs.put_file(str(copy), place.join(name))
 
 
-def local_copy(given: Given, clip: Clip, scratch: Path) -> Path:
+def local_copy(given: Given, clip: Clip, scratch: Path, seconds: float) -> Path:
     """A clip's file on this machine, a copy in ``scratch`` where it lies elsewhere; its checksum is checked.
 
     Raises:
-        Refused: it isn't there, is empty, or isn't the file that the manifest means.
-        UserError: it can't be read.
+        Refused: it isn't there, or is empty.
+        Unread: it can't be read, or not in so many seconds.
+        Halt: the copy can't be written.
+        UserError: it isn't the file that the manifest means.
     """
-    folder, name = given.place(clip)
-    if not is_file(folder, name):
+    with unread(clip.path):
+        folder, name = given.place(clip)
+    if not is_file(folder, name, seconds):
         raise Refused("does not exist, or is no file")
     if folder.is_local:
         path = Path(folder.join(name))
+        with unread(str(path)):  # here, where a file that is closed to us is told from one that is no video
+            path.open("rb").close()
     else:
         path = scratch / f"{clip.id}{PurePosixPath(name).suffix[:8]}"
-        with told(str(folder)):
-            folder.fs.get_file(folder.join(name), str(path))
+        fetch(folder, name, path, seconds)
     return checked(path, clip)
 
 
@@ -120,12 +133,14 @@ def checked(path: Path, clip: Clip) -> Path:
 
     Raises:
         Refused: it is empty.
-        UserError: it is another one, or can't be read.
+        Unread: it can't be read.
+        UserError: it is another one.
     """
-    with told(str(path)):
+    with unread(str(path)):
         size = path.stat().st_size
+        found = sha256(path) if clip.sha256 is not None and size else None
     if size == 0:
         raise Refused("is empty")
-    if clip.sha256 is not None and sha256(path) != clip.sha256:
+    if found != clip.sha256:
         raise UserError("its SHA-256 is not the one in the manifest: the file changed, or is damaged")
     return path

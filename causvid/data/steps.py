@@ -6,12 +6,10 @@ done when its record is written, after its file: whatever stops the command, the
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import json
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +23,8 @@ from causvid.data import manifest
 from causvid.data.clips import Wanted, make_clip
 from causvid.data.folders import Folder, apart, told
 from causvid.data.manifest import Clip, Given
-from causvid.data.pool import Pool, Refused
+from causvid.data.pool import Halt, Pool, Refused, Unread
+from causvid.data.remote import scratch_folder
 from causvid.data.sources import checked, copied, local_copy, origin, settle, sha256
 from causvid.data.tally import Tally, write_lines
 from causvid.errors import UserError
@@ -135,7 +134,7 @@ def alone(target: str) -> Iterator[None]:
         os.close(descriptor)
 
 
-def download(source: str, target: str, workers: int = 8, root: str | None = None) -> Tally:
+def download(source: str, target: str, workers: int = 8, root: str | None = None, seconds: float = 3600.0) -> Tally:
     """Copy every clip of a manifest into a folder.
 
     A copy that is there already is not fetched again while its source is the same, and its SHA-256 the recorded one and
@@ -146,6 +145,7 @@ def download(source: str, target: str, workers: int = 8, root: str | None = None
         target: folder for the copies.
         workers: transfers at a time.
         root: what the manifest's paths are relative to; by default its own folder.
+        seconds: how long one transfer may take.
     """
     _apart_from(source, target)
     given = manifest.read(source, root)
@@ -156,8 +156,8 @@ def download(source: str, target: str, workers: int = 8, root: str | None = None
             record = output.record_of(clip)
             if record is not None and _is_sound(output.folder, record, clip):
                 return record
-            before = origin(given, clip)
-            found = _fetch(given, clip, output)
+            before = origin(given, clip, seconds)
+            found = _fetch(given, clip, output, seconds)
             return found if isinstance(found, str) else (*found, before)
 
         with progress.bar("download", given.count) as show, ThreadPoolExecutor(max(1, workers)) as threads:
@@ -190,21 +190,23 @@ def _is_sound(folder: Folder, record: dict[str, Any], clip: Clip) -> bool:
         return False
 
 
-def _fetch(given: Given, clip: Clip, output: Output) -> tuple[str, str, int] | str:
+def _fetch(given: Given, clip: Clip, output: Output, seconds: float) -> tuple[str, str, int] | str:
     """(name, SHA-256, bytes) of the copy, or why there is none."""
     suffix = PurePosixPath(clip.path.partition("?")[0]).suffix.lower()
     reason, name = "", f"clips/{clip.id}{suffix if suffix in manifest.VIDEOS else '.mp4'}"
     for attempt in range(TRIES):
         with ExitStack() as stack:
             try:
-                copy = checked(stack.enter_context(copied(*given.place(clip), output.folder, name)), clip)
+                copy = checked(stack.enter_context(copied(*given.place(clip), output.folder, name, seconds)), clip)
                 found, size = clip.sha256 or sha256(copy), copy.stat().st_size
             except Refused as error:
                 return str(error)
+            except Halt:
+                raise
             except (UserError, ValueError) as error:
-                if getattr(error.__cause__, "errno", None) == errno.ENOSPC:  # no fault of this clip
-                    raise
                 reason = str(error)
+                if isinstance(error, Unread) and isinstance(error.__cause__, TimeoutError):
+                    return reason  # it had its time
             else:
                 settle(copy, output.folder, name)
                 return name, found, size
@@ -231,7 +233,7 @@ def process(
     with alone(target):
         output = Output(target, {"step": "process", **asdict(wanted)}, given)
         todo = [clip for clip in given.clips if not output.finished(clip)]
-        before = {clip.id: origin(given, clip) for clip in todo}
+        before = {clip.id: origin(given, clip, seconds) for clip in todo}
         with progress.bar("process", given.count) as show, Pool(workers, seconds) as pool:
             takes = lambda clip, path: (path, wanted, clip.start, clip.end)  # noqa: E731
             for clip, ok, result in each(given, todo, pool, make_clip, takes):
@@ -240,7 +242,7 @@ def process(
                     output.folder.write(name, result)
                     output.put(clip, name, hashlib.sha256(result).hexdigest(), len(result), before[clip.id])
                 else:
-                    output.tally.put_aside(clip.path, result)
+                    output.tally.put_aside(clip.path, str(result))
                 show(output.tally.done + output.tally.skipped + len(output.tally.quarantine))
         return output.finish(given, keep_part=False)
 
@@ -257,16 +259,19 @@ def each(
     Args:
         function: of a module, so that workers can find it.
         takes: its arguments, of a clip and the path of its file on this machine.
+
+    Raises:
+        Halt: there is no room for copies.
     """
-    with tempfile.TemporaryDirectory() as scratch:
+    with scratch_folder() as scratch:
         copies: dict[str, Path] = {}
 
         def arguments(clip: Clip) -> tuple[Any, ...]:
-            copies[clip.id] = local_copy(given, clip, Path(scratch))
+            copies[clip.id] = local_copy(given, clip, scratch, pool.seconds)
             return takes(clip, str(copies[clip.id]))
 
         for clip, ok, result in pool.map(function, todo, arguments):
             copy = copies.pop(clip.id, None)
-            if copy is not None and copy.parent == Path(scratch):
+            if copy is not None and copy.parent == scratch:
                 copy.unlink(missing_ok=True)
             yield clip, ok, result

@@ -6,7 +6,8 @@ import gc
 from pathlib import Path
 from typing import Any
 
-from causvid.data.lmdb_store import OtherLayout, Reader
+from causvid.data.lmdb_shard import OtherLayout
+from causvid.data.lmdb_store import Reader
 from causvid.data.released_lmdb import scan
 
 
