@@ -6,7 +6,10 @@ import gc
 import hashlib
 import io
 import json
+import platform
 import socket
+import subprocess
+import sys
 from datetime import timedelta
 
 import av
@@ -139,6 +142,14 @@ def test_verify_passes_and_tells_damage(made, tmp_path):
     tally, _ = packing.verify(str(tmp_path / "copy"), str(tmp_path / "bad"))
     assert (tally.done, len(tally.quarantine), tally.status) == (3, 1, 3)
     assert len((tmp_path / "bad" / "quarantine.jsonl").read_text().splitlines()) == 1
+
+
+def test_verify_clears_what_a_killed_one_left_half_written(made, tmp_path):
+    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
+        pass
+    (tmp_path / f".quarantine.jsonl.{platform.node()}.{gone.pid}.partial").write_bytes(b"{")
+    packing.verify(str(made[0] / "store"), str(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["quarantine.jsonl"]
 
 
 def found_keys(folder):

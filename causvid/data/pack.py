@@ -239,5 +239,6 @@ def verify(source: str, target: str | None = None) -> tuple[Tally, dict[str, Any
     if changed and not tally.quarantine:
         raise UserError(f"{source}: {', '.join(changed)} changed since it was finished, outside of any row; pack again")
     if output is not None:
+        output.clear_partials()
         write_lines(output, "quarantine.jsonl", tally.quarantine)
     return tally, found
