@@ -17,6 +17,7 @@ from videos import levels, video
 
 from causvid.data import remote
 from causvid.data.folders import Folder
+from causvid.errors import UserError
 
 FORM = ["--height", "16", "--width", "16", "--frames", "5", "--fps", "10", "--workers", "1"]
 PARTS = ["--codec", "{name: time_fold, frames: 2}", "--text-encoder", "{name: words, dim: 4, length: 6}"]
@@ -81,6 +82,12 @@ def test_a_web_server_that_stalls_or_fails_costs_single_clips(step, seconds, add
     assert "can't be read" in reasons["broken.mp4"] and "500" in reasons["broken.mp4"]
     for name in ("silent.mp4", "stalled.mp4"):
         assert f"within {seconds} s" in reasons[name]
+
+
+def test_a_server_that_does_not_answer_is_given_up(address):
+    with pytest.raises(UserError, match="gave no answer, or not all of it, within 0.5 s"):
+        remote.exists(Folder(address), "silent.mp4", seconds=0.5)
+    assert remote.exists(Folder(address), "good.mp4") and not remote.exists(Folder(address), "missing.mp4")
 
 
 def with_old_latents(tmp_path, film, capsys, name):

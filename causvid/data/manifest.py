@@ -21,6 +21,7 @@ from typing import Any
 
 from causvid import progress
 from causvid.data.folders import Folder, apart, unlisted
+from causvid.data.remote import exists
 from causvid.errors import UserError
 from causvid.registry import did_you_mean
 
@@ -220,7 +221,7 @@ def _checked(folder: Folder, rows: Iterable[Any], local: bool, names: Sequence[s
                     raise ValueError(f"another row has its id, {clip.id}, and a different {', '.join(differs)}")
                 given.duplicates += 1
                 continue
-            if "/" not in clip.path and not folder.exists(clip.path):
+            if "/" not in clip.path and not exists(folder, clip.path):
                 by_name = by_name if by_name is not None else _by_name(folder)
                 found = by_name.get(clip.path, [])
                 if len(found) == 1:

@@ -46,6 +46,16 @@ def ask(folder: Folder, method: str, *arguments: Any, seconds: float) -> Any:
         raise UserError(f"{folder} gave no answer, or not all of it, within {seconds:g} s") from error
 
 
+def exists(folder: Folder, name: str, seconds: float = ASK_SECONDS) -> bool:
+    """Whether there is something of that name.
+
+    Raises:
+        UserError: that can't be told, or not in so many seconds.
+    """
+    with told(f"{folder}/{name}"):
+        return ask(folder, "exists", folder.join(name), seconds=seconds)
+
+
 @contextmanager
 def unread(name: str) -> Iterator[None]:
     """Whatever reading an input raises, as :class:`Unread`."""
