@@ -9,6 +9,7 @@ import json
 import os
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from commands import command
@@ -166,3 +167,16 @@ def test_a_time_limit_that_is_none_is_refused(seconds, tmp_path, capsys):
         status, counts, err = command(capsys, step, tmp_path / "raw", tmp_path / "o", *options, "--seconds", seconds)
         assert status == 2 and not counts and "--seconds" in err
     assert not (tmp_path / "o").exists()
+
+
+def test_two_threads_that_read_one_file_in_memory_get_all_of_it(tmp_path):
+    """``memory://`` gives every reader the same stream."""
+    folder, content = Folder("memory://two-readers"), os.urandom(5 << 22)  # several reads
+    folder.write("a.mp4", content)
+
+    def read(number):
+        remote.fetch(folder, "a.mp4", tmp_path / str(number), 60)
+        return (tmp_path / str(number)).read_bytes() == content
+
+    with ThreadPoolExecutor(8) as threads:
+        assert all(threads.map(read, range(16)))

@@ -9,18 +9,21 @@ from __future__ import annotations
 import asyncio
 import errno
 import tempfile
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from fsspec.asyn import sync
 from fsspec.exceptions import FSTimeoutError
+from fsspec.implementations.memory import MemoryFileSystem
 
 from causvid.data.folders import Folder, told
 from causvid.data.pool import Halt, Unread
 from causvid.errors import UserError
 
+IN_TURN = threading.Lock()  # all who open one file of ``memory://`` share the place that they read at
 ASK_SECONDS = 60.0  # at most, for what is no transfer
 FULL = (errno.ENOSPC, errno.EDQUOT)
 OURS = (
@@ -100,7 +103,8 @@ def fetch(folder: Folder, name: str, copy: Path, seconds: float) -> None:
     """
     with unread(f"{folder}/{name}"):
         try:
-            ask(folder, "get_file", folder.join(name), str(copy), seconds=seconds)
+            with IN_TURN if isinstance(folder.fs, MemoryFileSystem) else nullcontext():
+                ask(folder, "get_file", folder.join(name), str(copy), seconds=seconds)
         except OSError as error:
             if error.errno not in OURS and error.filename != str(copy):
                 raise
