@@ -238,13 +238,13 @@ def _shown(play: Play, show: progress.Bar) -> Iterator[Tensor]:
 
 
 def read_prompts(path: Path) -> list[str]:
-    """One prompt a line; empty lines are left out.
+    """One prompt a line; empty lines are left out, and the byte order mark that some editors write first.
 
     Raises:
         UserError: unreadable, or without a prompt.
     """
     try:
-        lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
+        lines = [line.strip() for line in path.read_text("utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"prompts {path} can't be read: {error}") from error
     if not any(lines):

@@ -194,6 +194,36 @@ def test_stored_embeddings_need_no_encoder(folder, tmp_path, monkeypatch):
     assert torch.equal(second.encode([f"  {prompt} " for prompt in PROMPTS]).embeddings, once)
 
 
+@pytest.mark.parametrize("damage", ["truncated", "empty", "of another shape", "of another name"])
+def test_a_broken_stored_embedding_is_computed_again_and_told(damage, folder, tmp_path, capsys):
+    encoder = Umt5(**ENCODER, weights=folder, store=tmp_path, dtype=torch.float32)
+    once = encoder.encode(["a red fox"]).embeddings
+    (path,) = tmp_path.rglob("*.safetensors")
+    whole = path.read_bytes()
+    if damage in ("truncated", "empty"):
+        path.write_bytes(whole[: len(whole) // 2] if damage == "truncated" else b"")
+    else:
+        weights.write_tensors(path, {"embedding" if "shape" in damage else "other": torch.zeros(3, 31)})
+    assert torch.equal(encoder.encode(["a red fox"]).embeddings, once)
+    assert f"stored embedding {path} is left out and computed again" in capsys.readouterr().err
+    assert path.read_bytes() == whole
+
+
+def test_a_tokenizer_with_more_words_than_the_encoder_is_one_error(folder, encoder, tmp_path):
+    """The last words of its list, ',' and '.', have the numbers 12 and 13."""
+    small = {**ENCODER, "vocabulary_size": 13}
+    (tmp_path / "google").mkdir()
+    (tmp_path / "google" / "umt5-xxl").symlink_to(folder / "google" / "umt5-xxl")
+    state = {**torch.load(folder / "models_t5_umt5-xxl-enc-bf16.pth", weights_only=True)}
+    state["token_embedding.weight"] = state["token_embedding.weight"][:13].clone()
+    torch.save(state, tmp_path / "models_t5_umt5-xxl-enc-bf16.pth")
+    cut = Umt5(**small, weights=tmp_path, dtype=torch.float32)
+    known = cut.encode(["fox ,"]).embeddings
+    assert torch.equal(known, encoder.encode(["fox ,"]).embeddings)
+    with pytest.raises(UserError, match=r"tokenizer in .*umt5-xxl and the text encoder in .*enc-bf16.* token 13, .* 13 "):
+        cut.encode(["fox ."])
+
+
 def test_another_encoder_does_not_use_the_store_of_the_first(folder, tmp_path):
     one = Umt5(**ENCODER, weights=folder, store=tmp_path / "store", dtype=torch.float32)
     one.encode(["a"])

@@ -134,6 +134,11 @@ def test_prompts_from_a_file_and_several_seeds_fill_a_folder(place, capsys):
     assert torch.equal(alone, read_mp4(place / "many" / "0001_seed3.mp4").pixels)
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_prompt(tmp_path):
+    (tmp_path / "prompts.txt").write_bytes("\ufeffa red fox\r\nthe snow\r\n".encode())
+    assert wan_generation.read_prompts(tmp_path / "prompts.txt") == ["a red fox", "the snow"]
+
+
 def test_overlapping_rollouts_hand_over_the_last_block(place):
     """The second rollout starts from the first one's end: one frame encoded anew, and the other latents of a block."""
     request = wan_generation.Request(str(place / "causal.yaml"), in_folder(place), ["a"], place / "x.mp4", rollouts=2,

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from causvid import progress
 from causvid import weights as files_of
 from causvid.errors import UserError
 from causvid.models import libraries
@@ -101,7 +102,7 @@ class Umt5:
         self._network: Any = None
 
     def encode(self, prompts: Sequence[str]) -> Text:
-        """``b l d`` embeddings in fp32; those that are stored are read, the rest computed and stored.
+        """``b l d`` embeddings in fp32; those that are stored whole are read, the rest computed and stored.
 
         Raises:
             UserError: weights, tokenizer or packages are missing or do not fit.
@@ -148,12 +149,32 @@ class Umt5:
         if self._network is None:
             self._network = self._load()
         # One prompt at a time without padding: what the mask would hide is not computed.
-        return self._network(self.tokens(prompt).to(self.device)).last_hidden_state[0].cpu()
+        return self._network(self._known_tokens(prompt).to(self.device)).last_hidden_state[0].cpu()
+
+    def _known_tokens(self, prompt: str) -> Tensor:
+        """Token numbers that the table of embeddings has, ``1 l``."""
+        tokens = self.tokens(prompt)
+        largest = max(tokens.flatten().tolist(), default=0)
+        if largest >= self.vocabulary_size:
+            raise UserError(
+                f"the tokenizer in {self._tokenizer_folder} and the text encoder in {self._files.path} do not belong "
+                f"together: it gives token {largest}, and the encoder has {self.vocabulary_size} "
+                "(world.text_encoder.vocabulary_size); fetch google/umt5-xxl of the same release"
+            )
+        return tokens
 
     def _stored(self, prompt: str) -> Any:
         if self.store is None or not self._place(prompt).is_file():
             return None
-        return files_of.read_tensors(self._place(prompt))[0]["embedding"]
+        place, fault = self._place(prompt), "not the embedding of a prompt"
+        try:
+            row = files_of.read_tensors(place)[0].get("embedding")
+        except UserError as error:
+            row, fault = None, str(error).split("\n", 1)[0]
+        if row is not None and row.ndim == 2 and row.shape[1] == self.dim and len(row) <= self.length:
+            return row
+        progress.say(f"stored embedding {place} is left out and computed again: {fault}")
+        return None
 
     def _place(self, prompt: str) -> Path:
         key = hashlib.sha256(f"{self._fingerprint}\n{self.length}\n{self.dtype}\n{prompt}".encode()).hexdigest()
