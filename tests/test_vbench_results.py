@@ -8,6 +8,8 @@ import random
 import signal
 import time
 
+import av
+import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -16,10 +18,11 @@ from causvid.cli import app
 from causvid.data.video import write_mp4
 from causvid.errors import UserError
 from causvid.eval.aggregate import read_scores
+from causvid.eval.footage import Footage, decode
 from causvid.eval.pooling import Judged
 from causvid.eval.results import Question, Row, Store, require_comparable, write_upstream
 
-pytest.importorskip("cv2", reason="judging files needs OpenCV: pip install 'causvid[eval]'")
+cv2 = pytest.importorskip("cv2", reason="judging files needs OpenCV: pip install 'causvid[eval]'")
 
 QUESTION = Question("ab", 0, (0, 8), "temporal_flickering", 1, "exact", {}, "opencv", "clean")
 
@@ -123,6 +126,51 @@ def test_bad_files_are_listed_and_change_no_score(folder):
     assert "copy of" in told["a cow-1.mp4"] and "single frame" in told["a hen-0.mp4"]
     assert "no prompt" in told["a pig-0.mp4"] and "read" in told["a cow-0.mp4"] + told["a hen-1.mp4"]
     assert all(name in result.stderr for name in told)
+
+
+def test_frames_that_the_decoder_made_up_are_listed_and_never_scored(folder):
+    """Damage in the middle: OpenCV reads as many frames as ever, and some show what was never filmed."""
+    ground = torch.rand(3, 16, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    ground = torch.nn.functional.interpolate(ground[None], scale_factor=4, mode="bilinear")[0]
+    path = folder / "v" / "a cow-0.mp4"
+    write_mp4(path, torch.stack([ground[:, :, n : n + 64] for n in range(40)]), fps=8, crf=20)
+    whole, middle, concealed = path.read_bytes(), 0, 0
+    true = decode(path).frames
+    for start in range(40, 1000, 120):
+        middle = len(whole) * start // 1100  # the index is at the end
+        path.write_bytes(whole[:middle] + bytes(b ^ 0x5A for b in whole[middle : middle + 200]) + whole[middle + 200 :])
+        capture = cv2.VideoCapture(str(path))
+        frames = [frame for more, frame in iter(capture.read, (False, None)) if more]
+        if len(frames) == 40 and not np.array_equal(frames, true):
+            concealed += 1
+            with pytest.raises(UserError, match="damaged near"):
+                Footage(path)
+            break
+    assert concealed, "no damage was concealed, so nothing was tested"
+    (folder / "prompts.txt").write_text("a cat\na dog\na_b robot\na cow")
+    result, content = judge(folder, folder / "e")
+    out = json.loads(content)
+    assert result.exit_code == 3 and "damaged" in dict(out["problems"])["a cow-0.mp4"]
+    assert not any(video["video"] == "a cow-0.mp4" for rows in out["videos"].values() for video in rows)
+
+
+def test_a_file_that_is_cut_short_is_told_with_how_much_of_it_is_left(tmp_path):
+    """Its index comes first and is whole, so it opens, and what is left decodes without an error."""
+    write_mp4(tmp_path / "whole.mp4", clip(0, 40), fps=8)
+    path = tmp_path / "short.mp4"
+    with av.open(str(tmp_path / "whole.mp4")) as source:
+        packets = [packet for packet in source.demux(video=0) if packet.size]
+        with av.open(str(path), "w", options={"movflags": "faststart"}) as out:
+            stream = out.add_stream_from_template(source.streams.video[0])
+            for packet in packets:
+                packet.stream = stream
+                out.mux(packet)
+            sizes = [packet.size for packet in packets]
+    assert Footage(path).count == 40
+    content = path.read_bytes()
+    path.write_bytes(content[: content.find(b"mdat") + 4 + sum(sizes[:30])])
+    with pytest.raises(UserError, match=r"cut short: \d+ of 40 frames"):
+        Footage(path)
 
 
 def test_an_empty_folder_is_an_error(folder):

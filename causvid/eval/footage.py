@@ -6,8 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
+from av.error import FFmpegError
 
+from causvid.data.clips import FORMATS, moments
+from causvid.data.pool import Refused
 from causvid.errors import UserError
 from causvid.eval.proxies import opencv
 
@@ -33,7 +37,7 @@ class Footage:
         fps: frames per second, as the file has it; 0 where it says nothing.
 
     Raises:
-        UserError: unreadable, or cut short: fewer frames than the file says it has.
+        UserError: unreadable, cut short (fewer frames than the file says it has), or damaged.
     """
 
     def __init__(self, path: Path) -> None:
@@ -50,6 +54,7 @@ class Footage:
             raise UserError("holds no frames")
         if self.count < said:
             raise UserError(f"is cut short: {self.count} of {said} frames can be read")
+        undamaged(path)
 
     def _open(self) -> Any:
         capture = opencv().VideoCapture(str(self._path))
@@ -85,6 +90,25 @@ class Footage:
 
     def close(self) -> None:
         self._capture.release()
+
+
+def undamaged(path: Path) -> None:
+    """Decode every frame and keep none. OpenCV does not tell frames that its decoder made up where data is damaged.
+
+    Damage that decodes without an error can't be seen: h264 has no checksum.
+
+    Raises:
+        UserError: the decoder reports an error in a frame.
+    """
+    try:
+        with av.open(str(path), options={"format_whitelist": FORMATS, "protocol_whitelist": "file"}) as container:
+            for stream in container.streams.video[:1]:
+                for _ in moments(container, stream, 0.0):
+                    pass
+    except Refused as error:
+        raise UserError(str(error)) from error
+    except (FFmpegError, OSError, ValueError) as error:
+        raise UserError(f"can't be read as a video: {error}") from error
 
 
 def decode(path: Path) -> Decoded:
