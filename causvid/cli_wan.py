@@ -87,10 +87,11 @@ def weights(
         console.print(f"{state:<12} {row['where']}  ({size}, {row['licence']})", highlight=False, soft_wrap=True)
     missing = [row for row in rows if row["state"] != "there"]
     if missing:
+        source, file = missing[0]["source"], missing[0]["file"]
+        place = wan_weights.page_of(source if len(missing) == 1 else source.removesuffix(f"/{file}"))
         console.print(
-            f"{len(missing)} missing or not whole: run this again with --fetch, or download them from "
-            f"{missing[0]['source'].removesuffix('/' + missing[0]['file'])} on a machine with a network and put them "
-            "at these paths; --fetch --from URI takes them from any place that fsspec reads",
+            f"{len(missing)} missing or not whole: run this again with --fetch, or download them from {place} on a "
+            "machine with a network and put them at these paths; --fetch --from URI takes them from any place that fsspec reads",
             highlight=False, soft_wrap=True,
         )  # fmt: skip
     if wan_weights.needs_student(name):

@@ -51,10 +51,11 @@ def convert(
     """
     if layout not in LAYOUTS:
         raise UserError(f"no layout '{layout}'{did_you_mean(layout, LAYOUTS)}; accepted: {', '.join(LAYOUTS)}")
-    wan_files.refuse_existing(target)
+    wan_files.refuse_existing(target, cast(Layout, layout))
     found = wan_files.find(source, part)
     size = wan_files.size_of(found, config)
     wan_files.checked(found, size)
+    wan_files.agree(found, size, "that of --config")
     progress.console.print(f"{found.files.path}: {found.layout}, {size}", highlight=False)
     _refuse_not_finite(found)
     existed = target.exists()

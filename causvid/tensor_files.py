@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -140,7 +141,8 @@ def _start(path: Path) -> bytes:
     """
     with path.open("rb") as stream:
         start = stream.read(512)
-    if start.lstrip()[:1] == b"<":
+    # A letter must follow: a safetensors file may begin with the bytes of ' <', which are its header's length.
+    if re.match(rb"(\xef\xbb\xbf)?\s*<[!?a-zA-Z]", start):
         raise UserError(f"{path} is a web page, not weights: the download failed or needs a login; fetch it again")
     if start.startswith(b"version https://git-lfs"):
         raise UserError(f"{path} is a Git LFS pointer, not weights; fetch the file itself (git lfs pull)")
@@ -210,7 +212,7 @@ def _tensors_in(path: Path, part: str | None) -> dict[str, Tensor]:
             raise UserError(f"{path} has no part '{part}'; it holds {', '.join(groups) or 'no tensors'}")
         tensors = groups[part]
     elif groups:
-        raise UserError(f"{path} holds several models: choose one of {', '.join(groups)}")
+        raise UserError(f"{path} holds several models: choose one with --part: {', '.join(groups)}")
     else:
         raise UserError(f"{path} holds no dictionary of tensors; its keys are {some(list(map(str, content)))}")
     by_name = {_unwrapped(name): tensor for name, tensor in tensors.items()}

@@ -5,6 +5,7 @@ Nothing else in causvid fetches anything: a missing file is an error that names 
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from causvid import progress
 from causvid import spec as specs
 from causvid.errors import UserError
 from causvid.models.wan import SIZES
+from causvid.tensor_files import load_pickle
 from causvid.weights import digest
 
 APACHE, NON_COMMERCIAL = "Apache-2.0", "CC BY-NC-SA 4.0"
@@ -137,7 +139,27 @@ def _state(file: File, where: Path, verify: bool) -> str:
         return "wrong size"
     if verify and file.sha256 not in (None, digest(where)):
         return "wrong digest"
-    return "there"
+    return "there" if file.size is not None or _reads(file, where) else "unreadable"
+
+
+def _reads(file: File, where: Path) -> bool:
+    """Whether a file of unknown size is of its kind, and not a page that says why it could not be had."""
+    try:
+        if file.path.endswith(".json"):
+            json.loads(where.read_text())
+        else:
+            load_pickle(where)
+    except (UserError, OSError, ValueError):
+        return False
+    return True
+
+
+def page_of(uri: str) -> str:
+    """The address of a place of publication, or of a file there, that a browser opens."""
+    if not uri.startswith("hf://"):
+        return uri
+    owner, name, *path = uri.removeprefix("hf://").split("/")
+    return "/".join(["https://huggingface.co", owner, name, *(["resolve", "main", *path] if path else [])])
 
 
 def fetch(rows: Sequence[dict[str, Any]], origin: str | None) -> None:
@@ -170,7 +192,8 @@ def fetch(rows: Sequence[dict[str, Any]], origin: str | None) -> None:
         except Exception as error:  # a file system of any kind raises errors of its own
             reason = str(error).split("\n", 1)[0] or type(error).__name__
             raise UserError(
-                f"{source} can't be fetched ({reason}); without a network, fetch it elsewhere and put it at {target}"
+                f"{source} can't be fetched ({reason}); without a network, fetch it elsewhere "
+                f"(from {page_of(row['source'])}) and put it at {target}"
             ) from error
         finally:
             partial.unlink(missing_ok=True)

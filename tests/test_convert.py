@@ -26,6 +26,9 @@ def sources(tmp_path_factory):
     found = wan_files.find(folder / "run")
     for layout in LAYOUTS:
         wan_files.write(found, SMALL, layout, folder / (f"{layout}.pt" if layout == "causvid" else layout), 10**9)
+    config = config_of(SMALL, "official")
+    weights.write_json(folder / "heads2.json", config | {"num_heads": 2})  # the shapes are those of 4 heads
+    (folder / "empty").mkdir()
     return folder
 
 
@@ -59,6 +62,8 @@ def test_every_layout_becomes_every_other(source, target, sources, tmp_path, cap
         (["official", "out", "--layout", "ofical"], "did you mean 'official'"),
         (["official", "ours", "--layout", "ours"], "nothing is overwritten"),
         (["official", "out", "--layout", "ours", "--config", "wan_1_3b"], "does not fit"),
+        (["official", "out", "--layout", "ours", "--config", "heads2.json"], "heads 4 (that of --config is 2)"),
+        (["official", "empty", "--layout", "causvid"], "empty is a folder, and layout 'causvid' is one file: give "),
         (["nowhere", "out", "--layout", "ours"], "do not exist"),
         (["official", "out", "--layout", "ours", "--part", "critic"], "no part"),
     ],
@@ -66,7 +71,8 @@ def test_every_layout_becomes_every_other(source, target, sources, tmp_path, cap
 def test_any_doubt_ends_with_status_2_and_nothing_written(arguments, message, sources, capsys):
     before = sorted(path.name for path in sources.rglob("*"))
     paths = [sources / name for name in arguments[:2]]
-    code, _, err = run(capsys, "convert", *paths, *arguments[2:])
+    options = [sources / option if option.endswith(".json") else option for option in arguments[2:]]
+    code, _, err = run(capsys, "convert", *paths, *options)
     assert code == 2 and message in " ".join(err.split())
     assert sorted(path.name for path in sources.rglob("*")) == before
 

@@ -426,7 +426,12 @@ def test_a_tensor_that_is_there_twice_is_told_and_not_chosen(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [(b"<html>", "web page"), (b"version https://git-lfs.github.com/spec/v1", "LFS pointer")]
+    ("content", "message"),
+    [
+        (b"<html>", "web page"),
+        (b"\xef\xbb\xbf\r\n <!DOCTYPE html>", "web page"),
+        (b"version https://git-lfs.github.com/spec/v1", "LFS pointer"),
+    ],
 )
 def test_what_is_no_pickle_is_told_before_it_is_read_as_one(content, message, tmp_path):
     (tmp_path / "model.pt").write_bytes(content + b" " * 200)
@@ -434,6 +439,13 @@ def test_what_is_no_pickle_is_told_before_it_is_read_as_one(content, message, tm
         with pytest.raises(UserError, match=message) as error:
             read(tmp_path / "model.pt")
         assert str(error.value).count(str(tmp_path)) == str(error.value).count("fetch") == 1
+
+
+def test_a_header_whose_length_looks_like_a_tag_is_no_web_page(tmp_path):
+    """0x3c20 bytes: ' <' and six zeros."""
+    header = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'.ljust(0x3C20)
+    (tmp_path / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    assert open_tensors(tmp_path / "a.safetensors").read("a").tolist() == [0.0]
 
 
 def test_a_pickle_of_another_protocol_is_refused_without_a_warning_of_torch(tmp_path):

@@ -220,7 +220,9 @@ def test_a_tokenizer_with_more_words_than_the_encoder_is_one_error(folder, encod
     cut = Umt5(**small, weights=tmp_path, dtype=torch.float32)
     known = cut.encode(["fox ,"]).embeddings
     assert torch.equal(known, encoder.encode(["fox ,"]).embeddings)
-    with pytest.raises(UserError, match=r"tokenizer in .*umt5-xxl and the text encoder in .*enc-bf16.* token 13, .* 13 "):
+    with pytest.raises(
+        UserError, match=r"tokenizer in .*umt5-xxl and the text encoder in .*enc-bf16.* token 13, .* 13 "
+    ):
         cut.encode(["fox ."])
 
 

@@ -173,7 +173,7 @@ WRONG = [
     (["causal", "a", "--height", "36"], {}, "multiples of 16, got 36x32"),
     (["causal", "a", "--rollouts", "2", "--frames", "99"], {}, "exclude each other"),
     (["bidirectional", "a", "--rollouts", "2"], {}, "needs a causal student"),
-    (["causal", "a"], {"model": "forced.pt"}, "holds several models: choose one of generator, generator_ema, critic"),
+    (["causal", "a"], {"model": "forced.pt"}, "holds several models: choose one with --part: generator, gener"),
     (["causal", "a", "--dtype", "fp8"], {}, "no dtype 'fp8'; accepted: bf16"),
     (["causal", "a", "--device", "banana"], {}, "--device: torch knows no 'banana'"),
     (["causal", "a", "--device", "cuda:7"], {}, "--device: there is no 'cuda:7' here"),

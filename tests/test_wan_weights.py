@@ -7,6 +7,7 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 
 from causvid import cli, wan_weights
 from causvid.wan_weights import FOLDERS
@@ -90,6 +91,28 @@ def test_what_can_t_be_fetched_is_one_error_and_leaves_nothing(tmp_path, capsys)
     code, _, err = run(capsys, "wan/causal", "--weights", tmp_path, "--fetch", "--from", f"file://{tmp_path}/nowhere")
     assert code == 2 and "can't be fetched" in err and f"put it at {tmp_path / 'config.json'}" in err
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("content", [b"<!DOCTYPE html><html>404</html>", b"\xef\xbb\xbf<html>", b"", b"x" * 4000])
+def test_a_file_of_unknown_size_must_read_as_weights(content, tmp_path, capsys):
+    (tmp_path / "from").mkdir()
+    (tmp_path / "from" / "taew2_1.pth").write_bytes(content)
+    fetching = ["preview", "--weights", tmp_path / "to", "--fetch", "--from", f"file://{tmp_path / 'from'}"]
+    code, _, err = run(capsys, *fetching)
+    assert code == 2 and "unreadable: it is not the published file" in err and not list((tmp_path / "to").iterdir())
+    code, _, err = run(capsys, "preview", "--weights", tmp_path / "from")
+    assert code == 3 and f"UNREADABLE {tmp_path / 'from' / 'taew2_1.pth'}" in err
+    torch.save({"decoder.1.weight": torch.ones(2)}, tmp_path / "from" / "taew2_1.pth")
+    assert run(capsys, *fetching)[0] == 0 and (tmp_path / "to" / "taew2_1.pth").is_file()
+
+
+def test_addresses_for_a_browser_are_told(tmp_path, capsys):
+    _, _, err = run(capsys, "wan/causal", "--weights", tmp_path)
+    assert "download them from https://huggingface.co/Wan-AI/Wan2.1-T2V-1.3B on a machine" in err and "hf://" not in err
+    _, _, err = run(capsys, "preview", "--weights", tmp_path)
+    assert "download them from https://github.com/madebyollin/taehv/raw/main/taew2_1.pth on a machine" in err
+    code, _, err = run(capsys, "wan/causal", "--weights", tmp_path, "--fetch", "--from", f"file://{tmp_path}/nowhere")
+    assert code == 2 and "(from https://huggingface.co/Wan-AI/Wan2.1-T2V-1.3B/resolve/main/config.json)" in err
 
 
 def test_a_spec_of_another_world_is_refused(tmp_path, capsys):

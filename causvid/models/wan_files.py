@@ -121,8 +121,11 @@ def size_of(found: Found, config: str | None = None) -> Size:
     return size_from_config(found.config[1], found.config[0])
 
 
-def agree(found: Found, size: Size) -> None:
+def agree(found: Found, size: Size, whose: str = "the spec's") -> None:
     """Refuse weights whose config tells another geometry, as a head count that no shape shows.
+
+    Args:
+        whose: who told the size, for the message.
 
     Raises:
         UserError: they differ.
@@ -130,9 +133,9 @@ def agree(found: Found, size: Size) -> None:
     if found.config is None:
         return
     told, wanted = asdict(size_of(found)), asdict(size)
-    differing = [f"{key} {told[key]} (the spec's is {wanted[key]})" for key in wanted if told[key] != wanted[key]]
+    differing = [f"{key} {told[key]} ({whose} is {wanted[key]})" for key in wanted if told[key] != wanted[key]]
     if differing:
-        raise UserError(f"{found.files.path} is another model than the spec's: {', '.join(differing)}")
+        raise UserError(f"{found.files.path} is another model than {whose}: {', '.join(differing)}")
 
 
 def load(model: VideoDiT, size: Size, found: Found, dtype: torch.dtype | None, device: torch.device | str) -> VideoDiT:
@@ -162,14 +165,16 @@ def converted(found: Found, size: Size, layout: Layout) -> Iterator[tuple[str, T
         yield from source.carried(target, found.files.read)
 
 
-def refuse_existing(target: Path) -> None:
+def refuse_existing(target: Path, layout: Layout) -> None:
     """Refuse to write where something is.
 
     Raises:
-        UserError: a file, or a folder that is not empty.
+        UserError: a file, or a folder that is not empty; any folder, for the one file of ``causvid``.
     """
     if target.exists() and (target.is_file() or any(target.iterdir())):
         raise UserError(f"{target} exists; give a new path, nothing is overwritten")
+    if layout == "causvid" and target.is_dir():
+        raise UserError(f"{target} is a folder, and layout 'causvid' is one file: give {target / 'model.pt'}")
 
 
 def write(found: Found, size: Size, layout: Layout, target: Path, shard_bytes: int) -> Path:
@@ -181,7 +186,7 @@ def write(found: Found, size: Size, layout: Layout, target: Path, shard_bytes: i
     Raises:
         UserError: the target exists, or can't be written.
     """
-    refuse_existing(target)
+    refuse_existing(target, layout)
     tensors = converted(found, size, layout)
     if layout == "causvid":
         _write_pickle(target, {"generator": dict(tensors)})
