@@ -141,6 +141,32 @@ def test_a_picture_begins_a_stream_and_a_feed_is_waited_for(page):
     assert page.get("block")["number"] == made + 1
 
 
+def test_a_feed_that_is_too_fast_is_bounded_and_nobody_waits_for_it(served):
+    """What waits is that of a few blocks, in the worker and before it; the rest is left out, and told."""
+    with Page(served[0]) as fast, Page(served[0]) as other:
+        fast.start()
+        other.start()
+        fast.say("pause", on=True)
+        fast.say("video", on=True)
+        for _ in range(30):
+            fast.socket.send(b"\x02" + bytes(48 * 8))
+        until(lambda: "at most 64 wait" in fast.next().get("message", ""))
+        other.block()
+        fast.drain()
+        fast.say("pause", on=False)
+        number, taken = fast.seen, []
+        while True:  # what was taken is restyled, and not more
+            fast.say("ack", number=fast.seen)
+            try:
+                taken.append(fast.get("block", timeout=1.0))
+            except TimeoutError:
+                break
+        assert taken and taken[-1]["number"] > number and sum(len(b["rgb"]) // 48 for b in taken) <= 64 + 3 * 6
+        assert taken[-1]["waiting"] < taken[-1]["wanted"]
+        fast.socket.send(b"\x02" + bytes(48 * 8))
+        assert fast.get("block")["number"] == taken[-1]["number"] + 1  # there is room again
+
+
 def test_a_page_that_does_not_look_stops_its_own_stream_alone(served):
     with Page(served[0]) as idle, Page(served[0]) as busy:
         idle.start()

@@ -100,7 +100,7 @@ class Session:
     @property
     def waiting(self) -> int:
         """Frames that wait to be restyled."""
-        return 0 if self._moment.incoming is None else self._moment.incoming.shape[1]
+        return self._moment.waiting
 
     @property
     def wanted(self) -> int:
