@@ -57,7 +57,7 @@ class Viewer:
         self._sent = self._waiting = self._wanted = 0
         self._paused = self._live = False
         self._strength = STRENGTH
-        self._branch = 0
+        self._branches = 1
         self._picture: bytes | None = None
 
     @property
@@ -108,7 +108,7 @@ class Viewer:
     def _open(self, events: tuple, block: int) -> None:
         """Begin the stream in the worker."""
         self._events, self._made, self._acked, self._block = list(events), block, block, block
-        self._facts, self._branch = None, 0
+        self._facts, self._branches = None, 1
         self._sent = self._waiting = 0  # frames to restyle: on their way to the worker, and in it
         self._stage += 1
         self._tell("open", self._options, events, block)
@@ -155,7 +155,9 @@ class Viewer:
         frames = frames_of(content, facts["height"], facts["width"])
         most = max(MOST_FRAMES, AHEAD_FED * self._wanted)
         if self._sent + self._waiting + frames.shape[1] > most:
-            self._refuse(f"frames come faster than they are restyled: at most {most} wait, others are left out", every=1.0)
+            self._refuse(
+                f"frames come faster than they are restyled: at most {most} wait, others are left out", every=1.0
+            )
             return
         self._event("video", {"strength": self._strength}, frames)
         self._sent += frames.shape[1]
@@ -217,12 +219,13 @@ class Viewer:
         self._sent, self._waiting = self._sent - frames, waiting
         self._events = None  # a feed is too long to be held twice: after a crash the stream begins anew
 
-    def branched(self, branch: int, block: int, branches: list[int], waiting: int) -> None:
-        """Another branch moves."""
+    def branched(self, facts: dict[str, Any], waiting: int, prompt: str, events: list | None) -> None:
+        """Another branch moves: what was done to it takes the place of what was done to the one before."""
         if self._facts is None:
             return  # as above
-        self._branch, self._block, self._waiting = branch, block, waiting
-        self.send({"type": "branch", "branch": branch, "block": block, "branches": branches})
+        self._block, self._branches = facts["block"], len(facts["branches"])
+        self._waiting, self._prompt, self._events = waiting, prompt, events
+        self.send({"type": "branch", **facts})
 
     def failed(self, message: str, fatal: bool) -> None:
         """Something could not be done; where it is fatal the stream has ended."""
@@ -232,12 +235,16 @@ class Viewer:
 
     def worker_died(self) -> None:
         """Go on in the next worker: at the same block where the way there is short and known, else from the start."""
-        self.send({"type": "worker", "message": "the worker died in the middle of a block; another one goes on"})
         if self.recorded is not None and not self.recorded.done():
             self.recorded.set_result("the worker died")
+        known = self._events is not None and self._block <= MOST_REPLAYED
+        how = "where this stream was" if known else "with a new stream of the last prompt"
+        lost = "; the other branches are lost" if self._branches > 1 else ""
+        message = f"the worker died in the middle of a block; another one goes on {how}{lost}"
+        self.send({"type": "worker", "message": message})
         if self._options is None:
             return
-        if self._branch == 0 and self._events is not None and self._block <= MOST_REPLAYED:
+        if self._events is not None and known:
             self._open(tuple(self._events), self._block)
             return
         self._options = {**self._options, "prompt": self._prompt or self._options["prompt"]}

@@ -119,6 +119,11 @@ class Session:
         return self._events
 
     @property
+    def held_events(self) -> tuple[Event, ...] | None:
+        """All that was done, or None where more came in than was to be held."""
+        return self._events
+
+    @property
     def start(self) -> dict[str, Any]:
         """Prompts, seed, cache policy and times of the steps that the stream began with."""
         first = self._first
