@@ -141,6 +141,32 @@ def test_a_picture_begins_a_stream_and_a_feed_is_waited_for(page):
     assert page.get("block")["number"] == made + 1
 
 
+def test_a_feed_that_is_too_fast_is_bounded_and_nobody_waits_for_it(served):
+    """What waits is that of a few blocks, in the worker and before it; the rest is left out, and told."""
+    with Page(served[0]) as fast, Page(served[0]) as other:
+        fast.start()
+        other.start()
+        fast.say("pause", on=True)
+        fast.say("video", on=True)
+        for _ in range(30):
+            fast.socket.send(b"\x02" + bytes(48 * 8))
+        until(lambda: "at most 64 wait" in fast.next().get("message", ""))
+        other.block()
+        fast.drain()
+        fast.say("pause", on=False)
+        number, taken = fast.seen, []
+        while True:  # what was taken is restyled, and not more
+            fast.say("ack", number=fast.seen)
+            try:
+                taken.append(fast.get("block", timeout=1.0))
+            except TimeoutError:
+                break
+        assert taken and taken[-1]["number"] > number and sum(len(b["rgb"]) // 48 for b in taken) <= 64 + 3 * 6
+        assert taken[-1]["waiting"] < taken[-1]["wanted"]
+        fast.socket.send(b"\x02" + bytes(48 * 8))
+        assert fast.get("block")["number"] == taken[-1]["number"] + 1  # there is room again
+
+
 def test_a_page_that_does_not_look_stops_its_own_stream_alone(served):
     with Page(served[0]) as idle, Page(served[0]) as busy:
         idle.start()
@@ -221,6 +247,59 @@ def test_a_worker_that_dies_is_reported_and_another_goes_on_where_it_was(served)
         assert block["block"] == session.block and block["rgb"] == rgb(session.step())
         other.get("started")
         other.block()
+
+
+def killed(page, hall):
+    """What the page hears until another worker has its stream."""
+    os.kill(hall.link.process.pid, signal.SIGKILL)
+    seen = []
+    while not any(m["type"] == "started" for m in seen):
+        seen.append(page.next())
+    return seen
+
+
+@pytest.mark.parametrize("back", [True, False])
+def test_after_a_death_a_branch_has_its_own_events_and_no_others(served, page, back):
+    page.start(seed=1)
+    for _ in range(3):
+        page.block()
+    page.say("pause", on=True)
+    page.say("fork", seed=9)
+    block = page.get("branch")["block"]
+    page.say("prompt", text=BLUE)
+    page.get("event")
+    if back:
+        page.say("branch", branch=0)
+        page.get("branch")
+    seen = killed(page, served[1])
+    told = next(m["message"] for m in seen if m["type"] == "worker")
+    assert "where this stream was; the other branches are lost" in told
+    session = Session(toy_engine(), RED, 1)
+    for _ in range(block):
+        session.step()
+    if not back:
+        session.reseed(9)
+        session.prompt(BLUE)
+    page.say("pause", on=False)
+    page.say("ack", number=seen[-1]["block"])
+    made = page.block()
+    assert made["block"] == block == session.block and made["rgb"] == rgb(session.step())
+    assert made["prompt"] == (RED if back else BLUE)
+
+
+def test_after_a_death_a_restyled_stream_begins_anew_and_says_so(served, page):
+    page.start(seed=1)
+    page.block()
+    page.say("prompt", text=BLUE)
+    page.get("event")
+    page.say("video", on=True)
+    page.socket.send(b"\x02" + bytes(48 * 6))
+    until(lambda: served[1].viewers[page.hello["viewer"]]._events is None)
+    page.say("video", on=False)
+    seen = killed(page, served[1])
+    assert any("with a new stream of the last prompt" in m.get("message", "") for m in seen)
+    session = Session(toy_engine(), BLUE, 1)
+    assert page.block()["rgb"] == rgb(session.step())
 
 
 def test_closing_the_page_ends_its_streams(served):

@@ -218,7 +218,7 @@ def test_frames_are_restyled_from_the_time_of_the_strength():
     assert torch.allclose(made.latents, wanted, atol=1e-6)
     session.step()
     assert session.waiting == 0 and torch.equal(session.step().latents[:, :0], free[:, :0])
-    assert session.moment.incoming is None  # used up: the stream went on from its text
+    assert session.moment.incoming == ()  # used up: the stream went on from its text
     assert entered((1.0, 0.9, 0.7), 0.8) == (0.8, 0.7) and entered((1.0, 0.9, 0.7), 0.1) == (0.1,)
 
 

@@ -1,7 +1,8 @@
 """One page that is connected: what it says becomes commands to the worker, and blocks go back as it takes them.
 
 Blocks are made only AHEAD of what the page says it has shown. So a page that does not look, or whose line is slow,
-stops its own stream and no other, and nothing piles up.
+stops its own stream and no other, and nothing piles up. Frames to restyle are taken for AHEAD_FED blocks, on their way
+to the worker and in it; what comes beyond is left out here, before the worker sees it.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ import numpy as np
 
 from causvid.errors import UserError
 from causvid.serve.checkpoints import Checkpoint
-from causvid.serve.messages import FRAMES, PICTURE, Malformed, Rate, frames_of, parse
+from causvid.serve.messages import FRAMES, MOST_FRAMES, PICTURE, Malformed, Rate, frames_of, parse
 from causvid.streaming.moment import STRENGTH
 from causvid.streaming.sources import read_image
 
 AHEAD = 3  # blocks
 OUTBOX = 64  # messages that wait to be sent
+AHEAD_FED = 4  # blocks whose frames may wait to be restyled
 KEPT_BYTES = 32 << 20  # of frames, for the download
 MOST_REPLAYED = 64  # blocks that are made again when a worker has died
 
@@ -49,11 +51,13 @@ class Viewer:
         self._warned = 0.0
         self._options: dict[str, Any] | None = None
         self._facts: dict[str, Any] | None = None
-        self._events: list[tuple[str, int, dict, Any]] = []
+        self._events: list[tuple[str, int, dict, Any]] | None = []  # None where they are not known
+        self._prompt = ""
         self._made = self._acked = self._block = self._stage = 0
+        self._sent = self._waiting = self._wanted = 0
         self._paused = self._live = False
         self._strength = STRENGTH
-        self._branch = 0
+        self._branches = 1
         self._picture: bytes | None = None
 
     @property
@@ -98,12 +102,14 @@ class Viewer:
             "checkpoint": name, "prompt": prompt, "cache": cache, "steps": steps, "seed": seed, "how": how
         }  # fmt: skip
         self._live = self._paused = False
+        self._prompt = prompt
         self._open((), 0)
 
     def _open(self, events: tuple, block: int) -> None:
         """Begin the stream in the worker."""
         self._events, self._made, self._acked, self._block = list(events), block, block, block
-        self._facts, self._branch = None, 0
+        self._facts, self._branches = None, 1
+        self._sent = self._waiting = 0  # frames to restyle: on their way to the worker, and in it
         self._stage += 1
         self._tell("open", self._options, events, block)
 
@@ -146,7 +152,15 @@ class Viewer:
         facts = self._running()
         if not self._live:
             raise Malformed("frames come after a message 'video' that is on")
-        self._event("video", {"strength": self._strength}, frames_of(content, facts["height"], facts["width"]))
+        frames = frames_of(content, facts["height"], facts["width"])
+        most = max(MOST_FRAMES, AHEAD_FED * self._wanted)
+        if self._sent + self._waiting + frames.shape[1] > most:
+            self._refuse(
+                f"frames come faster than they are restyled: at most {most} wait, others are left out", every=1.0
+            )
+            return
+        self._event("video", {"strength": self._strength}, frames)
+        self._sent += frames.shape[1]
 
     def _running(self) -> dict[str, Any]:
         if self._facts is None:
@@ -169,7 +183,7 @@ class Viewer:
     def opened(self, facts: dict[str, Any]) -> None:
         """The stream stands ready."""
         name = str((self._options or {}).get("checkpoint"))
-        self._facts = facts
+        self._facts, self._wanted = facts, facts["wanted"]
         self._tell("live", self._live)
         self._limit()
         self.send({"type": "started", **facts, "checkpoint": name, "fps": self._checkpoints[name].fps,
@@ -180,6 +194,7 @@ class Viewer:
         if self._facts is None:
             return  # of a stream that has been started anew
         self._made, self._block = facts["number"], facts["block"] + 1
+        self._wanted, self._waiting, self._prompt = facts["wanted"], facts["waiting"], facts["prompt"]
         self.frames.append(frames)
         self.kept += frames.nbytes
         while self.kept > KEPT_BYTES:
@@ -187,18 +202,30 @@ class Viewer:
         header = json.dumps({"type": "block", **facts, "frames": len(frames), "stage": self._stage}).encode()
         self.send(struct.pack("<I", len(header)) + header + frames.tobytes())
 
-    def done(self, kind: str, block: int, options: dict, frames: Any) -> None:
+    def done(self, kind: str, block: int, options: dict) -> None:
         """Something took effect before this block."""
-        self._events.append((kind, block, options, frames))
-        if kind == "video":  # a feed is too long to be held twice: after a crash the stream begins anew
-            self._events = [("video", 0, {}, None)]
-        else:
-            self.send({"type": "event", "kind": kind, "block": block})
+        if self._facts is None:
+            return  # as above
+        if self._events is not None:
+            self._events.append((kind, block, options, None))
+        if kind == "prompt":
+            self._prompt = options["prompts"][0]
+        self.send({"type": "event", "kind": kind, "block": block})
 
-    def branched(self, branch: int, block: int, branches: list[int]) -> None:
-        """Another branch moves."""
-        self._branch, self._block = branch, block
-        self.send({"type": "branch", "branch": branch, "block": block, "branches": branches})
+    def fed(self, frames: int, waiting: int) -> None:
+        """The worker has taken so many frames to restyle, and so many wait there."""
+        if self._facts is None:
+            return  # as above
+        self._sent, self._waiting = self._sent - frames, waiting
+        self._events = None  # a feed is too long to be held twice: after a crash the stream begins anew
+
+    def branched(self, facts: dict[str, Any], waiting: int, prompt: str, events: list | None) -> None:
+        """Another branch moves: what was done to it takes the place of what was done to the one before."""
+        if self._facts is None:
+            return  # as above
+        self._block, self._branches = facts["block"], len(facts["branches"])
+        self._waiting, self._prompt, self._events = waiting, prompt, events
+        self.send({"type": "branch", **facts})
 
     def failed(self, message: str, fatal: bool) -> None:
         """Something could not be done; where it is fatal the stream has ended."""
@@ -208,17 +235,19 @@ class Viewer:
 
     def worker_died(self) -> None:
         """Go on in the next worker: at the same block where the way there is short and known, else from the start."""
-        self.send({"type": "worker", "message": "the worker died in the middle of a block; another one goes on"})
         if self.recorded is not None and not self.recorded.done():
             self.recorded.set_result("the worker died")
+        known = self._events is not None and self._block <= MOST_REPLAYED
+        how = "where this stream was" if known else "with a new stream of the last prompt"
+        lost = "; the other branches are lost" if self._branches > 1 else ""
+        message = f"the worker died in the middle of a block; another one goes on {how}{lost}"
+        self.send({"type": "worker", "message": message})
         if self._options is None:
             return
-        known = self._branch == 0 and not any(kind == "video" for kind, *_ in self._events)
-        if known and self._block <= MOST_REPLAYED:
+        if self._events is not None and known:
             self._open(tuple(self._events), self._block)
             return
-        prompts = [options["prompts"][0] for kind, _, options, _ in self._events if kind == "prompt"]
-        self._options = {**self._options, "prompt": (prompts or [self._options["prompt"]])[-1]}
+        self._options = {**self._options, "prompt": self._prompt or self._options["prompt"]}
         self._open((), 0)
 
     def send(self, content: dict[str, Any] | bytes) -> None:

@@ -58,7 +58,8 @@ class Seat:
 class Worker:
     """Takes ``(command, viewer, ...)``; every command is a method ``on_...``. Answers:
 
-    ``("opened", viewer, facts)``, ``("block", viewer, facts, frames)``, ``("event", viewer, kind, block, branch)``,
+    ``("opened", viewer, facts)``, ``("block", viewer, facts, frames)``, ``("branch", viewer, facts, events or None)``,
+    ``("event", viewer, kind, block, options)``, ``("fed", viewer, frames taken, frames that wait)``,
     ``("record", viewer, path or None)``, ``("error", viewer, message, fatal)``.
     """
 
@@ -107,7 +108,7 @@ class Worker:
         facts = {
             "block": made.block, "number": seat.made, "branch": seat.active, "row": asdict(made.row),
             "summary": session.ledger.summary(), "cache_bytes": session.moment.cache.bytes,
-            "wanted": session.wanted, "prompt": session.moment.prompts[0],
+            "wanted": session.wanted, "waiting": session.waiting, "prompt": session.moment.prompts[0],
         }  # fmt: skip
         self.pipe.send(("block", name, facts, made.frames[0].permute(0, 2, 3, 1).contiguous().numpy()))
 
@@ -153,7 +154,10 @@ class Worker:
             return
         session = seat.session
         session.apply(Event(kind, session.block, options, None if frames is None else torch.from_numpy(frames)))
-        self.pipe.send(("event", viewer, kind, session.block, options, frames))
+        if kind == "video":
+            self.pipe.send(("fed", viewer, frames.shape[1], session.waiting))
+        else:
+            self.pipe.send(("event", viewer, kind, session.block, options))
 
     def on_live(self, viewer: str, live: bool) -> None:
         """Wait for frames to restyle, or go on without them."""
@@ -175,14 +179,26 @@ class Worker:
         forked = seat.session.fork(block, seed)
         seat.active, seat.names = seat.names, seat.names + 1
         seat.branches[seat.active] = forked
-        self.pipe.send(("branch", viewer, seat.active, forked.block, sorted(seat.branches)))
+        self._branched(viewer, seat)
 
     def on_branch(self, viewer: str, branch: int) -> None:
         """Let another branch move."""
         seat = self.seats.get(viewer)
         if seat is not None and branch in seat.branches:
             seat.active = branch
-            self.pipe.send(("branch", viewer, branch, seat.session.block, sorted(seat.branches)))
+            self._branched(viewer, seat)
+
+    def _branched(self, viewer: str, seat: Seat) -> None:
+        """Tell which branch moves, and the events that it can be made again from: none where a video came in."""
+        session = seat.session
+        facts = {"branch": seat.active, "block": session.block, "branches": sorted(seat.branches)}
+        done = session.held_events
+        known = done is not None and all(event.kind != "video" for event in done)
+        events = [
+            (event.kind, event.block, event.options, None if event.frames is None else event.frames.numpy())
+            for event in done or ()
+        ]
+        self.pipe.send(("branch", viewer, facts, session.waiting, session.moment.prompts[0], events if known else None))
 
     def on_record(self, viewer: str, path: Any) -> None:
         """Write the session file of the branch that moves."""

@@ -55,7 +55,7 @@ class Moment:
         context: finished blocks of which the cache holds a frame.
         pending: the last block, not committed yet.
         given: clean latents of the next block's first frames.
-        incoming: frames that are to be restyled, uint8 ``b f 3 h w``.
+        incoming: pieces of the video that is to be restyled, each uint8 ``b f 3 h w``.
         strength: the time that they are noised to.
         encoder, decoder: states of the codec; no encoder where nothing is being encoded.
         last: the last frame, ``b 1 3 h w`` in [-1, 1], from which an encoder goes on.
@@ -71,7 +71,7 @@ class Moment:
     context: tuple[Kept, ...] = ()
     pending: Kept | None = None
     given: Tensor | None = None
-    incoming: Tensor | None = None
+    incoming: tuple[Tensor, ...] = ()
     strength: float = 1.0
     encoder: VaeState | None = None
     decoder: VaeState = VaeState()
@@ -81,6 +81,11 @@ class Moment:
     @property
     def batch(self) -> int:
         return len(self.prompts)
+
+    @property
+    def waiting(self) -> int:
+        """Frames that wait to be restyled."""
+        return sum(piece.shape[1] for piece in self.incoming)
 
     @property
     def frames(self) -> tuple[int, int]:
@@ -166,18 +171,29 @@ def _committed(engine: Engine, moment: Moment, ledger: Ledger) -> Moment:
 def _taken(engine: Engine, moment: Moment, ledger: Ledger) -> tuple[Moment, Tensor | None]:
     """The latents of the frames that the next block restyles; none where too few are left, which are let go."""
     count = wanted_frames(engine, moment)
-    if moment.incoming is None:
+    if not moment.incoming:
         return moment, None
-    if moment.incoming.shape[1] < count:
-        return replace(moment, incoming=None, encoder=None), None
+    if moment.waiting < count:
+        return replace(moment, incoming=(), encoder=None), None
+    parts, rest, missing = [], list(moment.incoming), count
+    while missing:
+        piece = rest.pop(0)
+        parts.append(piece[:, :missing])
+        if piece.shape[1] > missing:
+            rest.insert(0, _freed(piece[:, missing:]))
+        missing -= parts[-1].shape[1]
     with ledger.part("codec"):
         state = moment.encoder
         if state is None:
             state = VaeState() if moment.last is None else engine.codec.encode_block(moment.last, VaeState()).state
-        pixels = moment.incoming[:, :count].to(engine.device).float() / 127.5 - 1
+        pixels = torch.cat(parts, 1).to(engine.device).float() / 127.5 - 1
         encoded = engine.codec.encode_block(pixels, state)
-    rest = moment.incoming[:, count:].clone()  # a copy, so that what is done can be freed
-    return replace(moment, incoming=rest, encoder=encoded.state), encoded.value
+    return replace(moment, incoming=tuple(rest), encoder=encoded.state), encoded.value
+
+
+def _freed(rest: Tensor) -> Tensor:
+    """What is left of a piece, copied when it is the smaller half of what it holds in memory, so that this is freed."""
+    return rest.clone() if 2 * rest.nbytes <= rest.untyped_storage().nbytes() else rest
 
 
 def wanted_frames(engine: Engine, moment: Moment) -> int:
@@ -255,5 +271,4 @@ def from_video(moment: Moment, frames: Tensor, strength: float) -> Moment:
     """
     if not 0 < strength <= 1:
         raise UserError(f"strength must be above 0 and at most 1, got {strength}")
-    waiting = frames if moment.incoming is None else torch.cat([moment.incoming, frames], 1)
-    return replace(moment, incoming=waiting, strength=strength)
+    return replace(moment, incoming=(*moment.incoming, frames), strength=strength)

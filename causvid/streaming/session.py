@@ -100,7 +100,7 @@ class Session:
     @property
     def waiting(self) -> int:
         """Frames that wait to be restyled."""
-        return 0 if self._moment.incoming is None else self._moment.incoming.shape[1]
+        return self._moment.waiting
 
     @property
     def wanted(self) -> int:
@@ -116,6 +116,11 @@ class Session:
         """
         if self._events is None:
             raise UserError(f"more than {self._record_bytes} bytes of video came in, so this stream has no record")
+        return self._events
+
+    @property
+    def held_events(self) -> tuple[Event, ...] | None:
+        """All that was done, or None where more came in than was to be held."""
         return self._events
 
     @property

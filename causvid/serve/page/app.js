@@ -6,12 +6,13 @@ const by = (id) => document.getElementById(id);
 const token = new URLSearchParams(location.search).get("token");
 const query = token === null ? "" : `?token=${encodeURIComponent(token)}`;
 const [PICTURE, FRAMES] = [1, 2]; // first byte of what is sent as bytes
+const MOST_BYTES = 4 << 20; // of frames in a message
 const chart = new Chart(by("chart"), by("facts"));
 const screen = by("screen").getContext("2d");
 
 let socket = null;
 let viewer = null;
-let size = null; // of the stream: height, width, and the frames that its next block takes
+let size = null; // of the stream: height, width, frames that its next block takes, and frames that wait for it
 let shown = []; // frames that wait to be shown: {pixels, number} or the end of a block
 let stage = 0; // which start of the stream a block belongs to
 let paused = false;
@@ -53,7 +54,7 @@ function told(message) {
     by("prompt").value ||= prompts[message.checkpoints[0]];
     start();
   } else if (message.type === "started") {
-    size = { height: message.height, width: message.width, wanted: message.wanted };
+    size = { height: message.height, width: message.width, wanted: message.wanted, waiting: 0 };
     stage = message.stage;
     by("fps").value = message.fps;
     by("steps").placeholder = `${message.steps}, as trained`;
@@ -64,6 +65,7 @@ function told(message) {
     state("streaming");
   } else if (message.type === "branch") {
     branches(message.branches, message.branch);
+    if (size) size.waiting = 0;
     shown = shown.filter((frame) => frame.end);
   } else if (message.type === "event") {
     if (message.kind === "prompt") complain("");
@@ -71,6 +73,7 @@ function told(message) {
     state(message.message);
   } else if (message.type === "error") {
     complain(message.message);
+    if (size) size.waiting = 0; // what was sent may have been left out
     if (message.fatal) state("stopped");
   }
 }
@@ -95,6 +98,7 @@ function block(data) {
   }
   shown.push({ end: facts.number });
   size.wanted = facts.wanted;
+  size.waiting = facts.waiting;
   number = facts.block;
   chart.add(facts.row, facts.summary, facts.cache_bytes);
   if (!paused && !feed) state(`block ${facts.block}: ${facts.prompt}`);
@@ -173,11 +177,13 @@ async function startFeed(video, stop) {
     const rgb = new Uint8Array(size.width * size.height * 3);
     for (let from = 0, to = 0; from < rgba.length; from += 4, to += 3) rgb.set(rgba.subarray(from, from + 3), to);
     feed.frames.push(rgb);
-    if (feed.frames.length < size.wanted) return;
-    if (shown.filter((frame) => frame.end !== undefined).length >= 3) { // the stream is behind: the feed skips
+    if (feed.frames.length < Math.min(size.wanted, Math.max(1, Math.floor(MOST_BYTES / rgb.length)))) return;
+    const unseen = shown.filter((frame) => frame.end !== undefined).length;
+    if (unseen >= 3 || size.waiting >= 2 * size.wanted) { // page or model is behind: the feed skips
       feed.frames = [];
       return;
     }
+    size.waiting += feed.frames.length;
     const message = new Uint8Array(1 + feed.frames.length * rgb.length);
     message[0] = FRAMES;
     feed.frames.forEach((frame, index) => message.set(frame, 1 + index * rgb.length));
