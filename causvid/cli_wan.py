@@ -91,7 +91,8 @@ def weights(
         place = wan_weights.page_of(source if len(missing) == 1 else source.removesuffix(f"/{file}"))
         console.print(
             f"{len(missing)} missing or not whole: run this again with --fetch, or download them from {place} on a "
-            "machine with a network and put them at these paths; --fetch --from URI takes them from any place that fsspec reads",
+            "machine with a network and put them at these paths; --fetch --from URI takes them from any place that "
+            "fsspec reads",
             highlight=False, soft_wrap=True,
         )  # fmt: skip
     if wan_weights.needs_student(name):

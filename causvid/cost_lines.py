@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 
-from causvid import build, costs, ranks
+from causvid import build, costs, ranks, sampling_costs
 from causvid.costs import RATE, SECTIONS, Cost, Setting
 from causvid.errors import UserError
 from causvid.spec import Spec
@@ -28,10 +28,22 @@ def memory_of(text: str) -> float:
     return float(found[1]) * units[found[2].upper()]
 
 
-def lines(spec: Spec, found: list[Cost]) -> list[str]:
-    """The costs for a person, whether they fit into ``runtime.memory``, and what would make them."""
+def misfits(spec: Spec, found: list[Cost]) -> dict[str, list[str]]:
+    """Stages that do not fit into ``runtime.memory``, and what would make each fit; empty where nothing limits it."""
+    if not spec["runtime.memory"]:
+        return {}
+    limit = memory_of(spec["runtime.memory"])
+    return {cost.stage: remedies(spec, cost.stage, planned(spec), limit) for cost in found if cost.peak > limit}
+
+
+def lines(spec: Spec, found: list[Cost], unfit: dict[str, list[str]] | None = None) -> list[str]:
+    """The costs for a person, whether they fit into ``runtime.memory``, and what would make them.
+
+    Args:
+        unfit: from :func:`misfits`; default computed here.
+    """
     gpus = planned(spec)
-    limit = memory_of(spec["runtime.memory"]) if spec["runtime.memory"] else None
+    unfit = misfits(spec, found) if unfit is None else unfit
     chosen = "" if spec["runtime.gpus"] else " (as many as processes run here; runtime.gpus=N plans for N)"
     training = any(cost.stage not in ALONE for cost in found)
     where = f"on {gpus} GPU(s){chosen}" if training else "on one GPU"
@@ -45,20 +57,13 @@ def lines(spec: Spec, found: list[Cost]) -> list[str]:
             f"{cost.stage:<10} {clip}{size}{cost.flops / 1e15:.4g} PFLOP, "
             f"{_time(cost.gpu_hours)}, {cost.peak / 1e9:.3g} GB per GPU ({parts})"
         )
-        if limit is not None and cost.peak > limit:
-            ways = [] if clip else remedies(spec, cost.stage, gpus, limit)
+        if cost.stage in unfit:
+            ways = unfit[cost.stage]
             advice = f"it would with {' | or '.join(ways)}" if ways else "no option here makes it fit"
             if cost.stage in SECTIONS and any(".batch=" in way for way in ways):
                 advice += "; another batch is another recipe, and gradients can't be accumulated over several batches"
-            if clip:
-                advice = "make the clips smaller or shorter"
-                if "cache" in cost.memory:
-                    advice += ", or stream with a smaller window (causal.mask)"
             if cost.stage == "text":
-                advice = (
-                    "encode on the CPU first (runtime.device=cpu, or --device cpu): embeddings are kept on disk, and "
-                )
-                advice += "need no encoder then"
+                advice = f"encode on the CPU first ({ways[0]})"
             out.append(f"{cost.stage:<10} does not fit into {spec['runtime.memory']}; {advice}")
         if cost.not_counted:
             out.append(f"{cost.stage:<10} not counted here: {', '.join(cost.not_counted)}")
@@ -78,6 +83,8 @@ def _time(gpu_hours: float) -> str:
 
 def remedies(spec: Spec, stage: str, gpus: int, limit: float) -> list[str]:
     """Changes by which a stage that does not fit would; each is enough, and none is listed that was not computed."""
+    if stage in ALONE:
+        return sampling_costs.remedies(spec, stage, limit)
     world = build.World(spec)
     if stage == "ode_pairs":
         return ["ode_pairs.batch=1"] if costs.pairs(spec, world, 1).peak <= limit else []

@@ -72,8 +72,11 @@ def explained(name: str, overrides: Sequence[str], root: Path) -> tuple[list[dic
     # The formulas are those of one network.
     known = spec["model"]["name"] == "dit"
     found = [*costs.of(spec, stages, cost_lines.planned(spec)), *sampling_costs.of(spec, stages)] if known else []
-    by_stage = {cost.stage: cost.as_json() for cost in found}
-    lines = cost_lines.lines(spec, found)
+    unfit, limited = cost_lines.misfits(spec, found), bool(spec["runtime.memory"])
+    verdicts = {c.stage: {"fits": c.stage not in unfit if limited else None, "remedies": unfit.get(c.stage, [])}
+                for c in found}  # fmt: skip
+    by_stage = {cost.stage: cost.as_json() | verdicts[cost.stage] for cost in found}
+    lines = cost_lines.lines(spec, found, unfit)
     differs = build.train_stream_mismatch(spec, build.World(spec).latent_shape[0])
     told = [*lines, f"train_stream_mismatch: {differs}"] if differs else lines
     return [row | {"cost": by_stage.get(row["stage"])} for row in rows], told

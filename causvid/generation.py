@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -100,6 +101,31 @@ def engine_with(spec: Spec, weights_path: Path) -> Engine:
     )  # fmt: skip
 
 
+def refuse_out(out: Path, videos: int = 1) -> None:
+    """Refuse a place where these videos can't be put, before anything is computed.
+
+    Args:
+        out: an mp4 file, or the folder of several; ``-`` is stdout.
+
+    Raises:
+        UserError: a file for several, a folder or another kind of file for one, or nothing can be written there.
+    """
+    if str(out) == "-":
+        return
+    alone = videos == 1
+    if (out.suffix.lower() != ".mp4" or out.is_dir()) if alone else (out.suffix.lower() == ".mp4" or out.is_file()):
+        kind = "one video: --out must be an mp4 file" if alone else f"{videos} videos: --out must be a folder"
+        raise UserError(f"this makes {kind}, and not {out}")
+    place = out.absolute().parent if alone else out.absolute()
+    place = next(folder for folder in (place, *place.parents) if folder.exists())
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        reason = f"{error.strerror or error}: {place}"
+        raise UserError(f"--out {out} can't be written ({reason}); choose another path") from error
+
+
 def generate(
     prompt: str,
     run: str,
@@ -121,6 +147,7 @@ def generate(
     Raises:
         UserError: the run, the prompt or the output path is wrong.
     """
+    refuse_out(out)
     spec, weights_path = student_of(run, root)
     experiment.set_threads(spec)
     if not spec["student.causal"]:

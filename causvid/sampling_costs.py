@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from causvid import build, costs
 from causvid.attention.masks import Rule
 from causvid.costs import Cost, Network
 from causvid.spec import Spec
+from causvid.validate import Bound
 
 # Bytes per token and unit of dim that a block of a stream works on while it attends: for its own tokens, and for those
 # that it sees; counted tensor by tensor.
@@ -35,9 +37,14 @@ def of(spec: Spec, stages: Sequence[str]) -> list[Cost]:
     return out
 
 
-def _generate(spec: Spec, world: build.World) -> Cost:
-    """One clip by the network that the spec samples: the student, or the teacher."""
-    given, teacher = only_samples(spec), spec["sample"] == "teacher"
+def _generate(spec: Spec, world: build.World, given: bool | None = None, cache: Bound | None = None) -> Cost:
+    """One clip by the network that the spec samples: the student, or the teacher.
+
+    Args:
+        given: whether the weights are given ones, and not those of a run; default what the spec is for.
+        cache: what a stream keeps; default the spec's policy.
+    """
+    given, teacher = only_samples(spec) if given is None else given, spec["sample"] == "teacher"
     # Given weights are put into bf16 on an accelerator; those of a run stay in fp32.
     precision, each = ("bf16", 2) if given or spec["precision"] == "bf16" else ("fp32", costs.FP32)
     rule = build.teacher_rule(spec) if teacher else build.student_rule(spec)
@@ -45,7 +52,7 @@ def _generate(spec: Spec, world: build.World) -> Cost:
     memory = {"weights": float(net.parameters * each)}
     if rule.causal and not teacher:
         flops = _stream_flops(spec, world, rule, net)
-        kept = build.stream_cache(spec["student.cache"], rule, frames).rule
+        kept = build.stream_cache(cache or spec["student.cache"], rule, frames).rule
         cached, working = _stream_memory(kept, frames, net, precision, each)
         memory["cache"] = cached
         block = max(stop - start for start, stop in rule.blocks(frames))
@@ -63,6 +70,68 @@ def _generate(spec: Spec, world: build.World) -> Cost:
         states = coding.state if block < frames else 0.0
         working = max(working, coding.most + states + _pixels(world, block))
     return Cost("generate", net.parameters, flops, seconds / 3600, {**memory, "activations": working})
+
+
+class _Sized(build.World):
+    """A world whose clips have another size."""
+
+    def __init__(self, world: build.World, latent_shape: tuple[int, ...]) -> None:
+        self.__dict__.update(world.__dict__)
+        self.latent_shape = latent_shape
+
+
+def remedies(spec: Spec, stage: str, limit: float) -> list[str]:
+    """Changes by which making a clip, encoding one, or a prompt would fit into so many bytes.
+
+    Each is enough, the least of its kind, and computed by the formulas; empty where none is.
+    """
+    world = build.World(spec)
+    if stage == "text":
+        return ["runtime.device=cpu or --device cpu: embeddings are kept on disk, and need no encoder then"]
+    frames, channels, height, width = world.latent_shape
+    make = (lambda clip: _generate(spec, clip)) if stage == "generate" else _encode
+
+    def peak(*shape: int) -> float:
+        return make(_Sized(world, (shape[0], channels, *shape[1:]))).peak
+
+    rule = build.student_rule(spec)
+    streams = stage == "generate" and rule.causal and spec["sample"] != "teacher"
+    lengths = [stop for _, stop in rule.blocks(frames)][:-1] if streams else list(range(1, frames))
+    down, across = spec["model"].get("patch", (1, 1))
+    tokens = (height // down, width // across)
+    sizes = [tuple(max(1, n * part // max(tokens)) for n in tokens) for part in range(1, max(tokens))]
+    out, canvas = [], only_samples(spec)
+    length = _largest(lengths, lambda n: peak(n, height, width), limit)
+    if length:
+        count = world.codec.pixel_frames(length)
+        out.append(f"world.dataset.frames={count}" if canvas else f"clips of {count} frames")
+    size = _largest(sizes, lambda n: peak(frames, n[0] * down, n[1] * across), limit)
+    if size:
+        high, wide = size[0] * down * world.codec.scale, size[1] * across * world.codec.scale
+        key = "world.dataset"
+        out.append(f"{key}.height={high} {key}.width={wide}" if canvas else f"clips of {high}x{wide} pixels")
+    smallest = (lengths or [frames])[0], *((n * p for n, p in zip((sizes or [tokens])[0], (down, across), strict=True)))
+    if not out and peak(*smallest) <= limit:
+        out.append("clips that are both smaller and shorter")
+    if streams:
+        block, policy = rule.block_range(0)[1], "cache_policy"
+        windows = list(range(block, frames, block))
+        cached = [Bound(policy, {"name": "window", "window_frames": n, "position": "absolute"}) for n in windows]
+        window = _largest(cached, lambda policy: _generate(spec, world, cache=policy).peak, limit)
+        if window:
+            out.append(f"student.cache={{name: window, window_frames: {window['window_frames']}}}")
+    released = hasattr(world.codec, "decode_block") and hasattr(world.text_encoder, "release")
+    if stage == "generate" and released and _generate(spec, world, given=True).peak <= limit:
+        out.append("--dtype bf16 of 'causvid generate --spec'")
+    return out
+
+
+def _largest(candidates: Sequence[Any], peak: Callable[[Any], float], limit: float) -> Any:
+    """The last of rising candidates that fits; None where none does."""
+    if not candidates or peak(candidates[0]) > limit:
+        return None
+    found = candidates[bisect(candidates, limit, key=peak) - 1]
+    return found if peak(found) <= limit else candidates[0]
 
 
 def _text(world: build.World) -> Cost:

@@ -189,6 +189,7 @@ def generate(request: Request) -> Path:
         UserError: spec, weights, prompts, sizes or output path are wrong; told before any weights are loaded, where
             that can be known.
     """
+    generation.refuse_out(request.out, len(request.prompts) * len(request.seeds))
     studio = Studio(request)
     experiment.set_threads(studio.spec)
     script = request.script
@@ -199,9 +200,6 @@ def generate(request: Request) -> Path:
         return _played(studio, replace(script, fps=request.fps))
     jobs = [(prompt, seed) for prompt in request.prompts for seed in request.seeds]
     alone = len(jobs) == 1
-    if (alone and request.out.is_dir()) or (not alone and request.out.suffix == ".mp4"):
-        kind = "one video: --out must be an mp4 file" if alone else f"{len(jobs)} videos: --out must be a folder"
-        raise UserError(f"this makes {kind}, and not {request.out}")
     negative = studio.world.negative_prompt if request.negative is None else request.negative
     texts = studio.world.text_encoder.encode([*request.prompts, negative]).to(studio.request.device)
     studio.world.text_encoder.release()
@@ -270,6 +268,10 @@ def _check(request: Request, studio: Studio) -> None:
             f"spec '{request.spec}' samples a student, and --weights holds the teacher: give the student's weights "
             "with --model (a model.pt, a folder, or the weights of a run)"
         )
+    guided = studio.teacher and studio.spec["teacher_sampling"].get("guidance", 1.0) != 1.0
+    if request.negative is not None and not guided:
+        why = "teacher_sampling.guidance is 1" if studio.teacher else "a student samples without guidance"
+        raise UserError(f"--negative has no effect with spec '{request.spec}': {why}; leave it out")
     if request.rollouts and request.frames:
         raise UserError("--frames and --rollouts exclude each other: a rollout has the length of the spec")
     if request.rollouts and not studio.causal:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from causvid import build, costs, sampling_costs, spec
+from causvid import build, cost_lines, costs, sampling_costs, spec
 from causvid.models.umt5 import Umt5
 from causvid.models.wan_vae import VaeState, WanVae
 from causvid.randomness import Draw
@@ -195,3 +196,31 @@ def test_clips_are_encoded_where_the_data_are_latents(capsys, tmp_path):
     assert status == 0 and "encode one clip:" in err and "generate one clip:" not in err
     status, _, err = call(capsys, "tiny/causvid", "--runs", str(tmp_path))
     assert status == 0 and "generate one clip:" in err and "encode one clip:" not in err
+
+
+@pytest.mark.parametrize(("name", "gigabytes"), [("wan/teacher_14b", 31), ("wan/causal", 20), ("wan/causal", 14)])
+def test_what_would_make_a_clip_fit_does_and_is_the_least_of_its_kind(name, gigabytes):
+    arm, limit = spec.load(name), gigabytes * 1e9
+
+    def peak(way):
+        return next(c for c in sampling_costs.of(spec.load(name, way), []) if c.stage == "generate").peak
+
+    ways = [re.findall(r"\S+=(?:{.*}|\S+)", way) for way in sampling_costs.remedies(arm, "generate", limit)]
+    assert ways and peak([]) > limit and all(peak(way) <= limit for way in ways)
+    for way in ways:
+        if way[0].startswith("world.dataset.height"):
+            height, width = (int(part.partition("=")[2]) for part in way)
+            assert peak([f"world.dataset.height={height + 16}", f"world.dataset.width={width + 32}"]) > limit
+
+
+def test_weights_alone_that_do_not_fit_have_no_remedy_and_json_says_so(capsys, tmp_path):
+    """28.6 GB in bf16: no clip is small enough."""
+    assert sampling_costs.remedies(spec.load("wan/teacher_14b"), "generate", 24e9) == []
+    for memory, fits in (("24GB", False), ("48GB", True), ("null", None)):
+        arguments = ["wan/teacher_14b", f"runtime.memory={memory}", "--json", "--runs", str(tmp_path)]
+        status, out, _ = call(capsys, *arguments)
+        (row,) = json.loads(out)
+        assert status == 0 and row["cost"]["fits"] is fits and row["cost"]["remedies"] == []
+    arm = spec.load("wan/teacher_14b", ["runtime.memory=24GB"])
+    told = cost_lines.lines(arm, sampling_costs.of(arm, []))
+    assert any(line.endswith("generate   does not fit into 24GB; no option here makes it fit") for line in told)

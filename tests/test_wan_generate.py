@@ -114,6 +114,15 @@ def test_seeds_prompts_negative_prompt_and_size_matter_and_nothing_else(place, c
     assert not torch.equal(teacher[0], teacher[1]) and not torch.equal(teacher[0], teacher[2])
 
 
+def test_the_negative_prompt_acts_where_there_is_guidance(place, capsys):
+    """And the spec's own, given by hand, is that of the spec."""
+    made = [
+        video(place, capsys, "teacher_euler", "a red fox", "--frames", "1", *more, model=None)
+        for more in ([], ["--negative", "blurred , bad"], ["--negative", "the snow"])
+    ]
+    assert torch.equal(made[0], made[1]) and (made[0] - made[2]).abs().max() > 0.02
+
+
 def test_a_longer_stream_begins_as_the_short_one(place, capsys):
     short = video(place, capsys, "causal", "a red fox", "--frames", "10")
     long = video(place, capsys, "causal", "a red fox")
@@ -178,6 +187,15 @@ WRONG = [
     (["causal", "a", "--device", "banana"], {}, "--device: torch knows no 'banana'"),
     (["causal", "a", "--device", "cuda:7"], {}, "--device: there is no 'cuda:7' here"),
     (["causal", "a"], {"out": "runs"}, "--out must be an mp4 file"),
+    (["causal", "a"], {"out": "clip.gif"}, "--out must be an mp4 file, and not"),
+    (["causal", "a"], {"out": "prompts.txt/clip.mp4"}, "prompts.txt/clip.mp4 can't be written (Not a directory: "),
+    (["causal", "a", "--seed", "1", "--seed", "2"], {"out": "prompts.txt"}, "--out must be a folder"),
+    (["causal", "a", "--negative", "bad"], {}, "--negative has no effect with spec"),
+    (
+        ["teacher_euler", "a", "--negative", "bad", "--set", "teacher_sampling.guidance=1.0"],
+        {"model": None},
+        "teacher_sampling.guidance is 1; leave it out",
+    ),
     (["causal", "a", "--seed", "1", "--seed", "2"], {}, "--out must be a folder"),
     (["causal", "--prompts", "nowhere.txt"], {}, "prompts nowhere.txt can't be read"),
     (["causal", "a"], {"model": None}, "give the student's weights with --model"),
@@ -200,6 +218,8 @@ def test_what_is_wrong_is_one_error(arguments, options, message, place, capsys):
     ("arguments", "message"),
     [
         (["a", "--weights", "x"], "--weights: only with --spec"),
+        (["a", "--out", "clip.gif"], "--out must be an mp4 file, and not clip.gif"),
+        (["a", "--out", "/dev/null/clip.mp4"], "/dev/null/clip.mp4 can't be written (Not a directory: /dev/null)"),
         (["a", "--spec", "wan/causal"], "--spec needs --weights"),
         (["a", "--spec", "wan/causal", "--run", "tiny/causvid"], "exclude each other"),
         (["a", "--seed", "1", "--seed", "2"], "several seeds: only with --spec"),

@@ -40,15 +40,15 @@ def whole(place):
         return experiment.run(wan_training.make(place, in_folder(place)), [], place / "runs"), loads
 
 
-def curve(folder: Path, stage: str) -> list[dict[str, float]]:
-    (path,) = (folder / stage).glob("*/curves.jsonl")
-    return [json.loads(line) for line in path.read_text().splitlines()]
+def curve(stage: Path) -> list[dict[str, float]]:
+    """What the stage in that folder wrote while it trained; folders of other runs may lie beside it."""
+    return [json.loads(line) for line in (stage / "curves.jsonl").read_text().splitlines()]
 
 
 def test_the_whole_recipe_runs_and_loads_the_text_encoder_once(whole, place):
     outcome, loads = whole
     assert outcome.executed == ["teacher", "ode_pairs", "ode_init", "distill"] and len(loads) == 1
-    assert [len(curve(place / "runs", stage)) for stage in ("ode_init", "distill")] == [3, 2]
+    assert [len(curve(outcome.folders[stage])) for stage in ("ode_init", "distill")] == [3, 2]
     student = weights.read_tensors(outcome.run / "weights.safetensors")[0]
     teacher = weights.read_tensors(outcome.folders["teacher"] / "weights.safetensors")[0]
     assert student.keys() == teacher.keys() and not torch.equal(student["head.weight"], teacher["head.weight"])
@@ -91,10 +91,7 @@ def test_bidirectional_distillation_from_the_teachers_weights_in_bf16(place):
     exact = experiment.run(name, [], place / "runs")
     assert exact.executed[-1] == "distill" and "ode_init" not in exact.folders
     half = experiment.run(name, ["precision=bf16"], place / "runs")
-    ours, theirs = (
-        [row["loss"] for row in map(json.loads, (o.run / "curves.jsonl").read_text().splitlines())]
-        for o in (half, exact)
-    )
+    ours, theirs = ([row["loss"] for row in curve(outcome.run)] for outcome in (half, exact))
     assert ours != theirs and ours == pytest.approx(theirs, rel=0.05)
     assert {v.dtype for v in weights.read_tensors(half.run / "weights.safetensors")[0].values()} == {torch.float32}
 
@@ -191,14 +188,15 @@ def test_two_processes_are_one_and_go_on_where_another_number_of_them_stopped(wh
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "CAUSVID_CACHE": str(place / "cache")}
         ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
         assert ended.returncode == 0, ended.stderr
+    store = runs.Store(place / "shared")
+    nodes = {node.name: node for node in experiment.plan(spec.load(name))}
     for stage in ("ode_init", "distill"):
-        ours, theirs = curve(place / "shared", stage), curve(place / "runs", stage)
+        ours, theirs = curve(store.folder(nodes[stage])), curve(whole[0].folders[stage])
         assert len(ours) == len(theirs)
         for one, other in zip(ours, theirs, strict=True):
             for key in {"loss", "fake_score_loss", "gradient_norm", "student_gradient_norm"} & set(other):
                 assert one[key] == pytest.approx(other[key], rel=1e-5), (stage, key)
-    store = runs.Store(place / "shared")
-    for node in experiment.plan(spec.load(name)):
+    for node in nodes.values():
         assert store.done(node)
         for path in store.folder(node).glob("*.safetensors"):
             for key, value in weights.read_tensors(path)[0].items():
