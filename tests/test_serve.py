@@ -201,12 +201,13 @@ def test_what_comes_from_elsewhere_is_refused(served):
     address = served[0]
     with Page(address, origin=f"http://{address}"):
         pass
-    for origin in ("http://evil.example", "null", f"http://{address}.evil.example", "http://127.0.0.1:1"):
+    for origin in ("http://evil.example", "null", f"http://{address}.evil.example", "http://127.0.0.1:1", "http://["):
         with pytest.raises((InvalidStatus, ConnectionClosed)):
             Page(address, origin=origin)
     assert fetch(address, "")[0] == 200
     assert fetch(address, "", Host="evil.example")[0] == 421  # a name that only resolves to here
     assert fetch(address, "viewers/x/video.mp4", Host="evil.example")[0] == 404
+    assert fetch(address, "", Host="[")[0] == 421  # no address at all
     for path in ("../app.py", "%2e%2e/app.py", "app.py", "viewers/../../x"):
         assert fetch(address, path)[0] in (404, 421)
     policy = fetch(address, "")[1]["Content-Security-Policy"]
