@@ -350,6 +350,44 @@ def test_more_video_than_may_be_held_ends_the_record_and_not_the_stream():
     assert session.fork().block == 2
 
 
+def test_moments_that_are_held_need_no_record():
+    """Without one, going back to them gives what a session with a record gives; going further is one clear error."""
+    engine = toy_engine()
+    bare, whole = Session(engine, RED, keep=2, record_bytes=10), Session(engine, RED)
+    for session in (bare, whole):
+        latents(session, 2)
+        session.video(pixels(engine, 18), 0.8)
+        latents(session, 2)
+        session.prompt(BLUE, "recache")
+        session.step()
+    assert [bare.replayed(block) for block in range(6)] == [0, 1, 2, 0, 0, 0]
+    for block in (3, 4, 5, 0):
+        one, other = bare.fork(block), whole.fork(block)
+        assert one.digest == other.digest
+        assert one.moment.prompts == other.moment.prompts == ((BLUE,) if block == 5 else (RED,))
+        assert same([one.step()], [other.step()])
+        with pytest.raises(UserError, match="no record"):
+            records.record(one)
+    for session in (bare, whole):
+        session.seek(4)
+    assert bare.moment.prompts == (RED,) and same([bare.step(), bare.step()], [whole.step(), whole.step()])
+    with pytest.raises(UserError, match="no record"):
+        bare.fork(2)
+
+
+@pytest.mark.parametrize("keep", [0, 1, 9])
+def test_going_back_does_what_was_done_once(keep):
+    engine = toy_engine()
+    session = Session(engine, RED, keep=keep)
+    session.step()
+    session.video(pixels(engine, 12), 0.8)
+    assert session.fork().waiting == 12 and session.fork(1).waiting == 0
+    session.step()
+    assert session.fork(1).waiting == 0 and session.fork(2).waiting == 6
+    session.step()
+    assert session.fork(2).waiting == 6
+
+
 def recorded(tmp_path, engine):
     session = Session(engine, RED)
     session.video(pixels(engine, 5), 0.8)
