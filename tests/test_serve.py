@@ -24,6 +24,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from causvid.data.clips import png
 from causvid.errors import UserError
 from causvid.serve.messages import Malformed, Rate, parse
+from causvid.serve.worker import Worker
 from causvid.streaming import record as records
 from causvid.streaming.session import Session
 from causvid.streaming.sources import read_image
@@ -181,6 +182,27 @@ def test_a_page_that_does_not_look_stops_its_own_stream_alone(served):
         with pytest.raises(AssertionError, match="3 blocks were sent"):
             idle.say("ack", number=9)
             idle.get("block")
+
+
+class Said(list):
+    """A pipe that keeps what a worker says."""
+
+    send = list.append
+
+
+def test_going_back_far_makes_nobody_wait():
+    worker = Worker(Said(), TOYS)
+    options = {"checkpoint": "toy", "prompt": RED, "seed": 0, "cache": "trained", "steps": 1}
+    worker.on_open("me", options, block=80)
+    for block, blocks in ((71, 80), (65, 80)):
+        with pytest.raises(UserError, match=f"block {block} would make .* up to 64, and from {blocks - 8} on"):
+            worker.on_fork("me", block, None)
+    with pytest.raises(UserError, match="blocks 0 to 80"):
+        worker.on_fork("me", 81, None)
+    for block in (72, 64):
+        worker.seats["me"].active = 0
+        worker.on_fork("me", block, 3)
+        assert worker.pipe[-1][2]["block"] == block
 
 
 def test_there_are_no_more_viewers_than_allowed(served):
