@@ -175,11 +175,13 @@ def play(engine: Engine, script: Script, out: Path, fps: float, scale: int, stre
             if sink is None:
                 parts.append(frames)
             elif not sink.write(frames):
+                progress.say(f"the reader has gone; {number + 1} of {made.blocks} blocks were made")
                 break
     if sink is None:
         write_mp4(out, torch.cat(parts), fps=fps, scale=scale)
     else:
         sink.close()
+    made.write_record()
     summary = made.session.ledger.summary()
     if summary:
         shares = ", ".join(f"{part} {summary[f'{part}_share']:.0%}" for part in PARTS)

@@ -22,6 +22,7 @@ from causvid.data.video import read_mp4, to_bytes
 from causvid.errors import UserError
 from causvid.randomness import Draw
 from causvid.stages import distill, sample
+from causvid.streaming import record as records
 
 ALL = ["teacher", "ode_pairs", "ode_init", "distill", "sample_teacher", "sample_start", "sample", "evaluate", "report"]
 
@@ -270,10 +271,14 @@ def test_raw_frames_go_to_a_pipe_that_may_close(first, folder):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     whole = subprocess.run([*command, "17"], capture_output=True, env=environment, check=True)
     assert len(whole.stdout) == 17 * 32 * 32 * 3
-    with subprocess.Popen([*command, "100000"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as run:
+    command += ["100000", "--record", str(folder / "piped")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as run:
         assert run.stdout and run.stderr and run.stdout.read(5 * 3072) == whole.stdout[: 5 * 3072]
         run.stdout.close()
-        assert run.wait(60) == 0 and b"Traceback" not in run.stderr.read()
+        assert run.wait(60) == 0
+        said = run.stderr.read()
+        assert b"Traceback" not in said and b"the reader has gone" in said
+    assert 0 < records.read(folder / "piped").blocks < 10000  # what was made is recorded all the same
 
 
 @pytest.mark.parametrize(
@@ -283,6 +288,9 @@ def test_raw_frames_go_to_a_pipe_that_may_close(first, folder):
         (["--prompts-at", "5:a"], "ascend from 0"),
         (["--prompts-at", "0:a;x"], "unknown word"),
         (["--prompts-at", "a"], "is not FRAME:PROMPT"),
+        (["a", "--record", "pyproject.toml/x"], "session file pyproject.toml/x can't be written"),
+        (["a", "--record", "tests"], "it is a folder"),
+        (["--prompts-at", "0:a;48:a", "--frames", "23"], "frame 48 is not in a video of 23 frames"),
         (["a", "--strength", "0.5"], "--strength says how --video is taken"),
         (["a", "--image-as", "first"], "--image-as says how --image is taken"),
         (["a", "--on-prompt", "keep"], "--on-prompt says how --prompts-at"),

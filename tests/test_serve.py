@@ -24,6 +24,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from causvid.data.clips import png
 from causvid.errors import UserError
 from causvid.serve.messages import Malformed, Rate, parse
+from causvid.serve.worker import Worker
 from causvid.streaming import record as records
 from causvid.streaming.session import Session
 from causvid.streaming.sources import read_image
@@ -183,6 +184,27 @@ def test_a_page_that_does_not_look_stops_its_own_stream_alone(served):
             idle.get("block")
 
 
+class Said(list):
+    """A pipe that keeps what a worker says."""
+
+    send = list.append
+
+
+def test_going_back_far_makes_nobody_wait():
+    worker = Worker(Said(), TOYS)
+    options = {"checkpoint": "toy", "prompt": RED, "seed": 0, "cache": "trained", "steps": 1}
+    worker.on_open("me", options, block=80)
+    for block, blocks in ((71, 80), (65, 80)):
+        with pytest.raises(UserError, match=f"block {block} would make .* up to 64, and from {blocks - 8} on"):
+            worker.on_fork("me", block, None)
+    with pytest.raises(UserError, match="blocks 0 to 80"):
+        worker.on_fork("me", 81, None)
+    for block in (72, 64):
+        worker.seats["me"].active = 0
+        worker.on_fork("me", block, 3)
+        assert worker.pipe[-1][2]["block"] == block
+
+
 def test_there_are_no_more_viewers_than_allowed(served):
     pages = [Page(served[0]) for _ in range(4)]
     with pytest.raises(AssertionError, match="4 viewers are here already"):
@@ -201,12 +223,13 @@ def test_what_comes_from_elsewhere_is_refused(served):
     address = served[0]
     with Page(address, origin=f"http://{address}"):
         pass
-    for origin in ("http://evil.example", "null", f"http://{address}.evil.example", "http://127.0.0.1:1"):
+    for origin in ("http://evil.example", "null", f"http://{address}.evil.example", "http://127.0.0.1:1", "http://["):
         with pytest.raises((InvalidStatus, ConnectionClosed)):
             Page(address, origin=origin)
     assert fetch(address, "")[0] == 200
     assert fetch(address, "", Host="evil.example")[0] == 421  # a name that only resolves to here
     assert fetch(address, "viewers/x/video.mp4", Host="evil.example")[0] == 404
+    assert fetch(address, "", Host="[")[0] == 421  # no address at all
     for path in ("../app.py", "%2e%2e/app.py", "app.py", "viewers/../../x"):
         assert fetch(address, path)[0] in (404, 421)
     policy = fetch(address, "")[1]["Content-Security-Policy"]

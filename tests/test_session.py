@@ -16,6 +16,7 @@ from causvid.randomness import Draw
 from causvid.samplers.rollout import Rollout
 from causvid.streaming import record as records
 from causvid.streaming.moment import entered
+from causvid.streaming.script import Play, Script
 from causvid.streaming.session import Session
 from causvid.types import VaeState
 
@@ -350,6 +351,73 @@ def test_more_video_than_may_be_held_ends_the_record_and_not_the_stream():
     assert session.fork().block == 2
 
 
+def test_moments_that_are_held_need_no_record():
+    """Without one, going back to them gives what a session with a record gives; going further is one clear error."""
+    engine = toy_engine()
+    bare, whole = Session(engine, RED, keep=2, record_bytes=10), Session(engine, RED)
+    for session in (bare, whole):
+        latents(session, 2)
+        session.video(pixels(engine, 18), 0.8)
+        latents(session, 2)
+        session.prompt(BLUE, "recache")
+        session.step()
+    assert [bare.replayed(block) for block in range(6)] == [0, 1, 2, 0, 0, 0]
+    for block in (3, 4, 5, 0):
+        one, other = bare.fork(block), whole.fork(block)
+        assert one.digest == other.digest
+        assert one.moment.prompts == other.moment.prompts == ((BLUE,) if block == 5 else (RED,))
+        assert same([one.step()], [other.step()])
+        with pytest.raises(UserError, match="no record"):
+            records.record(one)
+    for session in (bare, whole):
+        session.seek(4)
+    assert bare.moment.prompts == (RED,) and same([bare.step(), bare.step()], [whole.step(), whole.step()])
+    with pytest.raises(UserError, match="no record"):
+        bare.fork(2)
+
+
+@pytest.mark.parametrize("keep", [0, 1, 9])
+def test_going_back_does_what_was_done_once(keep):
+    engine = toy_engine()
+    session = Session(engine, RED, keep=keep)
+    session.step()
+    session.video(pixels(engine, 12), 0.8)
+    assert session.fork().waiting == 12 and session.fork(1).waiting == 0
+    session.step()
+    assert session.fork(1).waiting == 0 and session.fork(2).waiting == 6
+    session.step()
+    assert session.fork(2).waiting == 6
+
+
+def test_a_script_is_cut_to_its_frames_and_so_is_its_replay(tmp_path):
+    engine = toy_engine()
+    script = Script(((0, RED), (6, BLUE)), 14, record=tmp_path / "in" / "s")
+    play = Play(engine, script)
+    made = torch.cat(list(play))
+    play.write_record()
+    again = torch.cat(list(Play(engine, Script(replay=tmp_path / "in" / "s"))))
+    assert len(made) == 14 and torch.equal(made, again)
+    session = Session(engine, RED)
+    first = session.step().frames[0]
+    session.prompt(BLUE)
+    assert torch.equal(made, torch.cat([first, session.step().frames[0], session.step().frames[0]])[:14])
+    stopped = Play(engine, script)
+    next(iter(stopped))
+    stopped.write_record()  # of what was made until then
+    assert torch.equal(torch.cat(list(Play(engine, Script(replay=tmp_path / "in" / "s")))), made[:5])
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [(((0, RED), (14, BLUE)), "frame 14 is not in a video of 14 frames"),
+     (((0, RED), (4, BLUE)), r"frames 0 and 4 are both in block 0 \(frames 0 to 4\)"),
+     (((0, RED), (6, BLUE), (10, RED)), r"frames 6 and 10 are both in block 1 .* from frame 11 on")],
+)  # fmt: skip
+def test_no_prompt_is_dropped(prompts, message):
+    with pytest.raises(UserError, match=message):
+        Play(toy_engine(), Script(prompts, 14))
+
+
 def recorded(tmp_path, engine):
     session = Session(engine, RED)
     session.video(pixels(engine, 5), 0.8)
@@ -400,6 +468,7 @@ CHANGES = [
     (lambda b, t: b.update(blocks=10**9), "does not hold a session"),
     (lambda b, t: b["start"].update(steps=[1.0, "x"]), "does not hold a session"),
     (lambda b, t: b["start"].update(prompts=[1]), "does not hold a session"),
+    (lambda b, t: b.update(frames=0), "does not hold a session"),
     (lambda b, t: b.pop("marks"), "does not hold a session"),
     (lambda b, t: t.clear(), "does not hold a session"),
 ]

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import numpy as np
 import torch
@@ -56,15 +56,26 @@ class Bounds:
 
     def host(self, host: str) -> bool:
         """Whether a Host header names this server: a name that merely resolves to it does not."""
-        name = urlsplit(f"//{host}").hostname
-        return name is not None and name in self.hosts
+        parts = _split(f"//{host}")
+        return parts is not None and parts.hostname in self.hosts
 
     def origin(self, origin: str | None, host: str) -> bool:
         """Whether a page of this origin is ours; what is no browser sends none."""
-        return origin is None or urlsplit(origin).netloc == host
+        if origin is None:
+            return True
+        parts = _split(origin)
+        return parts is not None and parts.netloc == host
 
     def secret(self, given: str | None) -> bool:
         return self.token is None or (given is not None and hmac.compare_digest(given.encode(), self.token.encode()))
+
+
+def _split(address: str) -> SplitResult | None:
+    """The parts of an address; None where it is none, such as one with half a bracket."""
+    try:
+        return urlsplit(address)
+    except ValueError:
+        return None
 
 
 class Hall:

@@ -21,6 +21,7 @@ import numpy as np
 from causvid.errors import UserError
 from causvid.serve.checkpoints import Checkpoint
 from causvid.serve.messages import FRAMES, MOST_FRAMES, PICTURE, Malformed, Rate, frames_of, parse
+from causvid.serve.worker import MOST_REPLAYED
 from causvid.streaming.moment import STRENGTH
 from causvid.streaming.sources import read_image
 
@@ -28,7 +29,6 @@ AHEAD = 3  # blocks
 OUTBOX = 64  # messages that wait to be sent
 AHEAD_FED = 4  # blocks whose frames may wait to be restyled
 KEPT_BYTES = 32 << 20  # of frames, for the download
-MOST_REPLAYED = 64  # blocks that are made again when a worker has died
 
 
 class Viewer:

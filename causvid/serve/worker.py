@@ -27,6 +27,7 @@ KEPT_MOMENTS = 8
 RECORD_BYTES = 32 << 20
 MOST_BRANCHES = 4
 MOST_ENGINES = 2
+MOST_REPLAYED = 64  # blocks that are made again at once, while the other viewers wait
 
 
 @dataclass
@@ -176,6 +177,11 @@ class Worker:
             return
         if len(seat.branches) >= MOST_BRANCHES:
             raise UserError(f"a stream has at most {MOST_BRANCHES} branches; start it anew to have more")
+        if block is not None and block <= seat.session.block and seat.session.replayed(block) > MOST_REPLAYED:
+            raise UserError(
+                f"going back to block {block} would make {block} blocks again; accepted: blocks up to {MOST_REPLAYED}, and "
+                f"from {max(seat.session.block - KEPT_MOMENTS, 0)} on, which are still held"
+            )
         forked = seat.session.fork(block, seed)
         seat.active, seat.names = seat.names, seat.names + 1
         seat.branches[seat.active] = forked

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,7 @@ class Record:
         marks: the first 8 bytes of the running digest after each block.
         digest: SHA-256 over all latents and frames.
         environment: where it was made; bytes are the same under equal versions and threads alone.
+        frames: pixel frames that the video was cut to, within its last block; None where it was not cut.
     """
 
     identity: Mapping[str, str]
@@ -52,6 +54,7 @@ class Record:
     marks: bytes
     digest: str
     environment: Mapping[str, str]
+    frames: int | None = None
 
 
 def environment(engine: Engine) -> dict[str, str]:
@@ -61,16 +64,34 @@ def environment(engine: Engine) -> dict[str, str]:
     return {"torch": torch.__version__, "threads": str(torch.get_num_threads()), "device": kind, "dtype": dtype}
 
 
-def record(session: Session) -> Record:
-    """What was done to a session so far.
+def record(session: Session, frames: int | None = None) -> Record:
+    """What was done to a session so far; ``frames`` where its video is cut to so many pixel frames.
 
     Raises:
         UserError: the session holds no record.
     """
     return Record(
         session.engine.identity, session.start, session.recorded, session.block, session.marks, session.digest,
-        environment(session.engine),
+        environment(session.engine), frames,
     )  # fmt: skip
+
+
+def writable(path: Path) -> None:
+    """Find out before the first block whether a session file can be written; one that is there is left as it is.
+
+    Raises:
+        UserError: the path can't be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(None, "it is a folder")
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"session file {path} can't be written: {error.strerror or error}; choose another path"
+        ) from error
 
 
 def write(path: Path, made: Record) -> None:
@@ -85,6 +106,7 @@ def write(path: Path, made: Record) -> None:
             "identity": dict(made.identity), "start": dict(made.start), "blocks": made.blocks,
             "events": [[event.kind, event.block, event.options] for event in made.events],
             "marks": made.marks.hex(), "digest": made.digest, "environment": dict(made.environment),
+            "frames": made.frames,
         },
         sort_keys=True,
     )  # fmt: skip
@@ -140,9 +162,12 @@ def _record(told: Any, tensors: Mapping[str, Tensor]) -> Record:
     marks, blocks = bytes.fromhex(told["marks"]), int(told["blocks"])
     if len(marks) != MARK * blocks or sorted(e.block for e in events) != [e.block for e in events]:
         raise ValueError("its events are not in order, or its marks are not those of its blocks")
+    frames = told.get("frames")  # files of before do not tell it
+    if frames is not None and (type(frames) is not int or frames < 1):
+        raise ValueError("its frames are no number of them")
     return Record(
         dict(told["identity"]), dict(start), tuple(events), blocks, marks, str(told["digest"]),
-        dict(told["environment"]),
+        dict(told["environment"]), frames,
     )  # fmt: skip
 
 

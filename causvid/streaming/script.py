@@ -14,7 +14,7 @@ from causvid.streaming import record as records
 from causvid.streaming.engine import Engine
 from causvid.streaming.moment import STRENGTH, How, Policy
 from causvid.streaming.record import Record
-from causvid.streaming.session import Session
+from causvid.streaming.session import Made, Session
 from causvid.streaming.sources import read_image, read_video
 
 
@@ -74,7 +74,7 @@ class Play:
             self.session = records.open_session(engine, self._recorded)
             if self.session.moment.batch != 1:
                 raise UserError(f"session {script.replay} has {self.session.moment.batch} rows; a video is of one")
-            self.blocks, self.frames = self._recorded.blocks, None
+            self.blocks, self.frames = self._recorded.blocks, self._recorded.frames
             return
         self.session = Session(engine, script.prompts[0][1], script.seed, script.cache, script.steps)
         engine.encode_text([prompt for _, prompt in script.prompts])
@@ -88,6 +88,27 @@ class Play:
             frames = frames or max(self._whole_blocks(len(given)), 1)
         self.frames = frames or engine.codec.pixel_frames(engine.frames)
         self.blocks = self._blocks(self.frames)
+        self._switches = self._switched(script.prompts)
+        if script.record is not None:
+            records.writable(script.record)
+
+    def _switched(self, prompts: tuple[tuple[int, str], ...]) -> dict[int, str]:
+        """The prompts after the first, by the block that has their frame."""
+        out: dict[int, str] = {}
+        first = 0  # frame that the block's prompt was given for
+        for frame, prompt in prompts[1:]:
+            if frame >= (self.frames or 0):
+                raise UserError(f"--prompts-at: frame {frame} is not in a video of {self.frames} frames; its last is "
+                                f"{(self.frames or 0) - 1}; add --frames, or leave that prompt out")  # fmt: skip
+            block = self._blocks(frame + 1) - 1
+            if block in out or block == 0:
+                raise UserError(
+                    f"--prompts-at: frames {first} and {frame} are both in block {block} (frames {self._end(block)} to "
+                    f"{self._end(block + 1) - 1}), and a block has one prompt; give the next one from frame "
+                    f"{self._end(block + 1)} on"
+                )
+            out[block], first = prompt, frame
+        return out
 
     def _end(self, block: int) -> int:
         """Pixel frames of the stream when ``block`` blocks are made."""
@@ -110,17 +131,27 @@ class Play:
         return whole
 
     def __iter__(self) -> Iterator[Tensor]:
-        if self._recorded is not None:
-            for made in records.replay(self.engine, self._recorded, self.session):
-                yield made.frames[0]
-            return
-        switches = {self._blocks(frame + 1) - 1: prompt for frame, prompt in self.script.prompts[1:]}
         done = 0
-        for block in range(self.blocks):
-            if block in switches:
-                self.session.prompt(switches[block], self.script.policy)
-            frames = self.session.step().frames[0]
-            yield frames[: (self.frames or 0) - done]
+        for made in self._made():
+            frames = made.frames[0]
+            yield frames if self.frames is None else frames[: max(self.frames - done, 0)]
             done += len(frames)
+
+    def _made(self) -> Iterator[Made]:
+        if self._recorded is not None:
+            yield from records.replay(self.engine, self._recorded, self.session)
+            return
+        for block in range(self.blocks):
+            if block in self._switches:
+                self.session.prompt(self._switches[block], self.script.policy)
+            yield self.session.step()
+
+    def write_record(self) -> None:
+        """Write the session file of the blocks that were made, where the script asks for one.
+
+        Raises:
+            UserError: the path can't be written, or more came in than is recorded.
+        """
         if self.script.record is not None:
-            records.write(self.script.record, records.record(self.session))
+            cut = self.frames if self.frames != self._end(self.blocks) else None
+            records.write(self.script.record, records.record(self.session, cut))

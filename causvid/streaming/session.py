@@ -54,7 +54,8 @@ class Session:
         seed: of the noise.
         cache: a cache policy by name, or with its options; default that of the engine.
         steps: denoising steps of a block, or their times; default those of the engine.
-        keep: how many moments behind are held, so that going back to them costs nothing; going back further replays.
+        keep: how many moments behind are held, so that going back to them costs nothing and needs no record; going back
+            further replays.
         record_bytes: bytes of pictures and videos that are held for the record; beyond them there is none.
 
     Raises:
@@ -86,6 +87,7 @@ class Session:
         else:
             self._first, self._moment, self._events = _fork[:3]
             self._marks = bytearray(_fork[3])
+        self._bare = self._moment  # before anything was done at its block
 
     @property
     def block(self) -> int:
@@ -145,9 +147,9 @@ class Session:
     def step(self) -> Made:
         """Make the next block."""
         begin = time.perf_counter()
-        if self._keep:
-            self._behind.append(self._moment)
+        self._behind.append(self._bare)
         self._moment, made = moments.advance(self.engine, self._moment, self.ledger)
+        self._bare = self._moment
         self._marks += self._moment.digest[:MARK]
         row = self.ledger.close(made.block, made.frames.shape[1], begin)
         return Made(made.block, made.start, made.stop, made.latents, made.frames, row)
@@ -238,7 +240,11 @@ class Session:
         Raises:
             UserError: a block that is not made yet, or one that needs a replay where there is no record.
         """
-        out = self._copy(self._moment, self._events) if block is None else self._before(block)
+        if block is None:
+            out = self._copy(self._moment, self._events)
+            out._bare = self._bare
+        else:
+            out = self._before(block)
         if seed is not None:
             out.reseed(seed)
         return out
@@ -250,8 +256,17 @@ class Session:
             UserError: as for :meth:`fork`.
         """
         back = self._before(block)
-        self._moment, self._events, self._marks = back._moment, back._events, back._marks
+        self._moment = self._bare = back._moment
+        self._events, self._marks = back._events, back._marks
         self._behind = deque((m for m in self._behind if m.block < block), self._keep)
+
+    def replayed(self, block: int) -> int:
+        """How many blocks going back to ``block`` makes again: none where its moment is held."""
+        return 0 if self._held(block) is not None else block
+
+    def _held(self, block: int) -> Moment | None:
+        """The moment before ``block`` and before anything was done there, where it is held."""
+        return next((m for m in (self._first, *self._behind, self._bare) if m.block == block), None)
 
     def _copy(self, at: Moment, events: tuple[Event, ...] | None) -> Session:
         """A session that goes on from a moment."""
@@ -260,19 +275,16 @@ class Session:
         return Session(self.engine, (), steps=self._steps, keep=self._keep, record_bytes=self._record_bytes, _fork=past)  # type: ignore[arg-type]
 
     def _before(self, block: int) -> Session:
-        """A session that stands before ``block``, from the nearest moment that is held, or from the beginning."""
+        """A session that stands before ``block``: its moment where that is held, which needs no record, or a replay."""
         if not 0 <= block <= self.block:
             raise UserError(f"blocks 0 to {self.block} can be gone back to, not {block}")
-        recorded = self.recorded
-        events = tuple(event for event in recorded if event.block < block)
-        changed = any(event.block == block for event in recorded)
-        held = [m for m in self._behind if m.block < block or (m.block == block and not changed)]
-        out = self._copy(held[-1] if held else self._first, events)
-        done = bool(held)  # a held moment has seen what was done before its own block
+        held = self._held(block)
+        done = self._events if held is not None else self.recorded
+        events = None if done is None else tuple(event for event in done if event.block < block)
+        out = self._copy(held or self._first, events)
         while out.block < block:
-            for event in events if not done else ():
+            for event in events or ():
                 if event.block == out.block:
                     out._moment = out._applied(event)
-            done = False
             out.step()
         return out
