@@ -51,7 +51,7 @@ def generate(
         str | None, typer.Option(metavar="FRAME:PROMPT;...", help="Prompts that change in mid-stream.", **STREAM)
     ] = None,
     on_prompt: Annotated[
-        str | None, typer.Option(help="What a new prompt does to the context: keep, or recache.", **STREAM)
+        str | None, typer.Option(help="What a new prompt does to the context: keep, recache or cut.", **STREAM)
     ] = None,
     image: Annotated[Path | None, typer.Option(help="A picture to start from.", **STREAM)] = None,
     image_as: Annotated[

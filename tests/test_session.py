@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 
 import pytest
@@ -171,6 +172,34 @@ def test_keeping_leaves_the_context_and_changes_what_follows():
     assert not torch.equal(kept.moment.cache.blocks[-1][1][1][0], recached.moment.cache.blocks[-1][1][1][0])
 
 
+@torch.no_grad()
+def test_cutting_forgets_the_context():
+    """The next block is what the network makes of the new text behind nothing, at its own place in the stream."""
+    engine = toy_engine()
+    session, kept = Session(engine, RED), Session(engine, RED)
+    for stream in (session, kept):
+        latents(stream, 2)
+    session.prompt(BLUE, "cut")
+    kept.prompt(BLUE, "keep")
+    made = session.step().latents
+    empty = engine.model.new_cache().at(2)
+    assert not session.moment.cache.frames and not torch.equal(made, kept.step().latents)
+    draw = Draw(0, "generate", 0, [0])
+    text, x0 = engine.encode_text([BLUE]), torch.zeros_like(made)
+    for index, t in enumerate(engine.times):
+        x_t = (1 - t) * x0 + t * draw.normal(f"block2/step{index}", *made.shape[1:])
+        x0 = engine.model(x_t, torch.full((1, 3), t), text, cache=empty).x0
+    assert torch.allclose(made, x0, atol=1e-5)
+
+
+def test_the_digest_is_over_latents_and_frames():
+    session, state = Session(toy_engine(), RED), b""
+    for _ in range(2):
+        made = session.step()
+        state = hashlib.sha256(state + made.latents.numpy().tobytes() + made.frames.numpy().tobytes()).digest()
+    assert session.digest == state.hex()
+
+
 @pytest.mark.parametrize("cache", [{"name": "sink_window", "window_frames": 4, "sink_frames": 2}, "window", "full"])
 def test_recaching_keeps_the_frames_that_a_policy_keeps(cache):
     session = Session(toy_engine(SlidingWindow(3, 1, 6)), RED, cache=cache)
@@ -329,7 +358,12 @@ WRONG = [
     (lambda s: Session(s.engine, RED, cache={"name": "window", "window_frames": 2}), "below block_frames"),
     (lambda s: Session(s.engine, RED, steps=0), "steps must be at least 1"),
     (lambda s: Session(s.engine, RED, steps=[0.5]), "starts from noise"),
+    (lambda s: Session(s.engine, RED, steps=[1.0, float("nan")]), "steps: times must be numbers"),
     (lambda s: Session(s.engine, []), "needs a prompt"),
+    (lambda s: Session(s.engine, 3), "prompts must be text"),
+    (lambda s: Session(s.engine, [None]), "a prompt must be text, got NoneType"),
+    (lambda s: s.prompt(None), "prompts must be text"),
+    (lambda s: s.prompt([b"a"]), "a prompt must be text, got bytes"),
 ]
 
 

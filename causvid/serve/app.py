@@ -97,8 +97,8 @@ class Hall:
                 viewer.recorded.set_result(rest[0])
             return
         try:
-            {"opened": viewer.opened, "block": viewer.block, "event": viewer.done, "fed": viewer.fed, "branch": viewer.branched,
-             "error": viewer.failed}[kind](*rest)  # fmt: skip
+            {"opened": viewer.opened, "block": viewer.block, "event": viewer.done, "fed": viewer.fed,
+             "branch": viewer.branched, "error": viewer.failed}[kind](*rest)  # fmt: skip
         except Malformed as error:
             viewer.failed(str(error), False)
 

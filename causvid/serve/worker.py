@@ -179,8 +179,8 @@ class Worker:
             raise UserError(f"a stream has at most {MOST_BRANCHES} branches; start it anew to have more")
         if block is not None and block <= seat.session.block and seat.session.replayed(block) > MOST_REPLAYED:
             raise UserError(
-                f"going back to block {block} would make {block} blocks again; accepted: blocks up to {MOST_REPLAYED}, and "
-                f"from {max(seat.session.block - KEPT_MOMENTS, 0)} on, which are still held"
+                f"going back to block {block} would make {block} blocks again; accepted: blocks up to {MOST_REPLAYED}, "
+                f"and from {max(seat.session.block - KEPT_MOMENTS, 0)} on, which are still held"
             )
         forked = seat.session.fork(block, seed)
         seat.active, seat.names = seat.names, seat.names + 1

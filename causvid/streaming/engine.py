@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -79,12 +80,21 @@ class Engine:
             times = schedule.grid(steps, self.shift)[:-1].tolist()
         except (ValueError, TypeError, OverflowError) as error:
             raise UserError(f"steps: {error}") from error
+        if not all(map(math.isfinite, times)):
+            raise UserError(f"steps: times must be numbers in (0, 1], got {steps}")
         if times[0] != 1.0 or len(times) > 1000:
             raise UserError(f"steps: a stream starts from noise, t = 1, and takes at most 1000 steps; got {steps}")
         return replace(self, times=tuple(times))
 
     def encode_text(self, prompts: Sequence[str]) -> Text:
-        """Prompts as the network takes them: in its type, on its device."""
+        """Prompts as the network takes them: in its type, on its device.
+
+        Raises:
+            UserError: no text, or text that the encoder refuses.
+        """
+        for prompt in prompts:
+            if not isinstance(prompt, str):
+                raise UserError(f"a prompt must be text, got {type(prompt).__name__} {prompt!r:.80}")
         dtype = next(self.network.parameters()).dtype
         return self.text_encoder.encode(list(prompts)).to(self.device, dtype)
 

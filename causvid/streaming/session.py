@@ -78,7 +78,7 @@ class Session:
         self._keep, self._record_bytes, self._steps = keep, record_bytes, steps
         self._behind: deque[Moment] = deque(maxlen=keep)
         if _fork is None:
-            texts = [prompts] if isinstance(prompts, str) else list(prompts)
+            texts = _texts(prompts, 1)
             if not texts:
                 raise UserError("a stream needs a prompt")
             self._first = self._moment = moments.begin(self.engine, texts, seed, engine.policy(cache), self.ledger)
@@ -160,7 +160,7 @@ class Session:
         Raises:
             UserError: prompts that the text encoder refuses, another number of them, or no such policy.
         """
-        texts = [prompts] * self._moment.batch if isinstance(prompts, str) else list(prompts)
+        texts = _texts(prompts, self._moment.batch)
         self.apply(Event("prompt", self.block, {"prompts": texts, "policy": policy}))
 
     def image(self, first: Tensor, how: moments.How = "alone") -> None:
@@ -288,3 +288,12 @@ class Session:
                     out._moment = out._applied(event)
             out.step()
         return out
+
+
+def _texts(prompts: str | Sequence[str], rows: int) -> list[str]:
+    """A prompt for each row."""
+    if isinstance(prompts, str):
+        return [prompts] * rows
+    if not isinstance(prompts, Sequence):
+        raise UserError(f"prompts must be text, or a list of texts; got {type(prompts).__name__}")
+    return list(prompts)
