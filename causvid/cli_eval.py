@@ -168,7 +168,10 @@ def compare(
         list[Path], typer.Argument(metavar="RESULTS...", help="results.json of judged folders, or upstream's.")
     ],
     across_protocols: Annotated[
-        bool, typer.Option("--across-protocols", help="Lay results of different protocols side by side, marked so.")
+        bool,
+        typer.Option(
+            "--across-protocols", help="Lay results of different protocols or videos side by side, marked so."
+        ),
     ] = False,
     as_json: JsonOption = False,
 ) -> None:

@@ -14,6 +14,7 @@ from causvid import arm_labels, experiment, progress, runs, weights
 from causvid import spec as specs
 from causvid.data.video import encode_mp4
 from causvid.eval import sweep_page, sweep_view
+from causvid.eval.results import lacks
 from causvid.eval.sweep_page import HELD_OUT, Judged, Scored
 from causvid.eval.tables import FREE
 from causvid.experiment import Arm, Outcome
@@ -112,7 +113,7 @@ def _suite(results: Mapping[str, Any]) -> Scored:
             if row["score"] is not None:
                 by_prompt.setdefault(row["prompt"], []).append(row["score"])
         scores[measure] = {prompt: sum(values) / len(values) for prompt, values in by_prompt.items()}
-    return Scored(scores, results["protocol"], results["over_time"], results["drift"], results["note"])
+    return Scored(scores, results["protocol"], results["over_time"], results["drift"], results["note"], lacks(results))
 
 
 def _seconds(folder: Path) -> float:

@@ -246,3 +246,15 @@ def test_seeds_of_two_arms_are_drawn_apart_and_together_only_where_asked():
     spread = float(bootstrap(one, one, MEAN, 20_000).std())
     seeds = one["suite"]["ok"].mean(1)
     assert spread == pytest.approx(math.sqrt(2 * float(seeds.var(unbiased=True)) / 6), rel=0.03)
+
+
+def test_an_interval_is_never_narrower_than_students():
+    """Five seeds that agree on prompts: the bootstrap is the narrower one, and the t-interval is what is told."""
+    one, two = arm(5, prompts=200, noise=0.0, key=1), arm(5, prompts=200, noise=0.0, key=2)
+    values = [each["suite"]["ok"].mean(1) for each in (one, two)]
+    error = math.sqrt(sum(float(v.var()) / 5 for v in values))
+    parts = [float(v.var()) / 5 for v in values]
+    half = t95(int(sum(parts) ** 2 / sum(part**2 / 4 for part in parts))) * error
+    found, drawn = compare("ok", one, two, MEAN), bootstrap(one, two, MEAN)
+    assert float(drawn[250]) > found.value - half and float(drawn[9749]) < found.value + half
+    assert found.low <= found.value - half + 1e-9 and found.high >= found.value + half - 1e-9

@@ -96,6 +96,7 @@ def test_a_missing_dimension_is_null_and_named_and_never_zero(tmp_path, absent, 
         ('{"color": true}', "color is true"), ('{"color": "80"}', "color"), ('{"colour": 1}', "did you mean 'color'"),
         ('{"color": 1, "color": 2}', "twice"), ('{"object class": 1, "object_class": 2}', "twice"),
         ('{"proxy_dynamics": 1}', "never enters a total"), ("[1]", "list"), ("{", "not readable JSON"), ("", "not readable"),
+        ('{"color": ' + "9" * 400 + "}", "color is 999"), ("[" * 100_000, "not readable JSON"),
         ('{"color": []}', "color"), ('{"color": [NaN, []]}', "nan"),
     ],
 )  # fmt: skip
@@ -139,6 +140,20 @@ def test_the_command_prints_for_eyes_too(tmp_path):
         "semantic",
         "78.74",
     ]  # 78.745, rounded up when published
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -0.1, 1.5, 10**400, True, "0.5", None])
+def test_a_value_that_is_no_fraction_enters_no_total(value):
+    with pytest.raises(UserError, match=r"color is .*a score is a number in \[0, 1\]"):
+        vbench.aggregate({**dict.fromkeys(NAMES, 0.5), "color": value})
+
+
+def test_fractions_above_the_range_are_told(tmp_path):
+    high = {name: value / 100 for name, value in table().items()} | {"appearance_style": 0.99}
+    result = run(tmp_path, json.dumps(high), "--json")
+    assert json.loads(result.stdout.splitlines()[-1])["semantic"] > 100
+    assert "above the range of their dimension: appearance_style (99%)" in result.stderr
+    assert all(not vbench.out_of_range({n: v / 100 for n, v in table(row).items()}) for row in ROWS)
 
 
 def test_fractions_among_percent_are_told(tmp_path):

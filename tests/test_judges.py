@@ -130,6 +130,24 @@ def test_judge_folder_asks_both_and_a_lost_dimension_is_null_and_never_zero(upst
         judges.require(["color"], upstream, False)
 
 
+def test_the_doctor_wants_all_that_upstream_loads_of_its_size(tmp_path, monkeypatch):
+    monkeypatch.setenv("CAUSVID_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "caption_model").mkdir()
+    (tmp_path / "caption_model" / "tag2text_swin_14m.pth").write_bytes(b"xx")
+    found = {need.name: need.what for need in reference.missing_files("scene", tmp_path)}
+    assert "has 2 bytes, not about 4.5 GB" in found["caption_model/tag2text_swin_14m.pth"]
+    assert {"bert-base-uncased/vocab.txt", "bert-base-uncased/model.safetensors"} < set(found)
+    for name in ("object_class", "multiple_objects", "color", "spatial_relationship"):
+        assert "bert-base-uncased/vocab.txt" in {need.name for need in reference.missing_files(name, tmp_path)}
+    site = reference.environment() / "lib" / "python3.11" / "site-packages"
+    labels = []
+    for version in ("1", "2"):
+        (site / f"timm-{version}.dist-info").mkdir(parents=True)
+        labels.append(reference.label())
+        (site / f"timm-{version}.dist-info").rmdir()
+    assert labels[0] != labels[1]  # another package is another judge
+
+
 class Recorder:
     """A judge that notes what it is given, and answers with the mean of the frames."""
 

@@ -47,6 +47,49 @@ def test_results_are_compared_and_other_protocols_refused(tmp_path):
             side_by_side.compare([tmp_path / name for name in bad])
 
 
+def test_results_of_other_videos_are_refused_and_an_incomplete_one_is_marked(tmp_path):
+    rows = [{"video": f"a-{n}.mp4", "prompt": "a", "score": 0.5} for n in range(6)]
+    for name, kept in (("whole", rows), ("again", rows), ("short", rows[:1])):
+        path = tmp_path / name
+        results(path, 0.5)
+        more = {"videos": {"color": kept}, "lacking": {"videos": 6 - len(kept), "of": 6}}
+        path.write_text(json.dumps(json.loads(path.read_text()) | more))
+    whole, again, short = (tmp_path / name for name in ("whole", "again", "short"))
+    assert side_by_side.compare([whole, again])["mark"] == ""
+    for pair, told in (
+        ((whole, short), "whole lacks 0 of 6.*short lacks 5 of 6"),
+        ((short, again), "short lacks 5 of 6"),
+    ):
+        with pytest.raises(UserError, match=f"different videos.*{told}.*--across-protocols"):
+            side_by_side.compare(pair)
+    mark = side_by_side.compare([whole, short], across=True)["mark"]
+    assert "DIFFERENT VIDEOS, not comparable" in mark and f"INCOMPLETE: {short} lacks 5 of 6 videos" in mark
+    (tmp_path / "twin").write_text(short.read_text())  # the same single video: comparable, and still incomplete
+    result = CliRunner().invoke(app, ["eval", "compare", str(short), str(tmp_path / "twin")])
+    assert result.exit_code == 0 and result.stdout.count("lacks 5 of 6 videos") == 2
+    sifted = {"protocol": {"static_filter": 25}, "videos": {"temporal_flickering": rows[:2]}}
+    other = sifted | {"videos": {"temporal_flickering": rows[2:]}}  # each model's own static videos
+    for path, change in ((whole, sifted), (again, other)):
+        path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    assert "DIFFERENT VIDEOS" not in side_by_side.compare([whole, again])["mark"]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [({"scores": "abc"}, "scores is \"abc\""), ({"scores": [1]}, "scores is"), ({"protocol": None}, "protocol is null"),
+     ({"totals": 3}, "totals is 3"), ({"proxies": 1}, "proxies is 1"), ({"videos": [1]}, "videos is"),
+     ({"videos": {"color": [1]}}, "videos: color"), ({"scores": {"color": "x"}}, "color is \"x\""),
+     ({"scores": {"color": float("nan")}}, "color is NaN"), ({"totals": {"total": 10**400}}, "total is 1000"),
+     ({"lacking": {"videos": 1}}, "lacking"), ({"scores": {"color": True}}, "color is true")],
+)  # fmt: skip
+def test_a_results_file_whose_parts_are_wrong_is_one_message(tmp_path, change, told):
+    one, two = results(tmp_path / "1.json", 0.5), Path(results(tmp_path / "2.json", 0.75))
+    two.write_text(json.dumps(json.loads(two.read_text()) | change))
+    result = CliRunner().invoke(app, ["eval", "compare", one, str(two), "--across-protocols"])
+    assert isinstance(result.exception, UserError)  # status 2
+    assert str(two) in str(result.exception) and told in str(result.exception)
+
+
 def test_upstreams_results_are_laid_beside_with_their_protocol_unknown(tmp_path):
     ours, theirs = results(tmp_path / "1.json", 0.5), tmp_path / "x_eval_results.json"
     theirs.write_text(json.dumps({"color": [0.75, [{"video_path": "a-0.mp4", "video_results": 0.75}]]}))

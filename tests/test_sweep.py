@@ -151,9 +151,20 @@ def test_different_protocols_are_refused_and_marked_on_every_table_where_asked_f
         findings("x", [runs[0], other])
     page = findings("x", [runs[0], other], across=True)
     text = render(page)
-    assert "captions differ" in page.mark and text.count("Across protocols") >= 4
+    assert "captions differ" in page.mark and text.count("<b>Mind:</b> DIFFERENT PROTOCOLS") >= 4
     assert all(row["mark"] == page.mark for row in csv.DictReader(io.StringIO(csv_of(page))))
-    assert findings("x", runs).mark == "" and "Across protocols" not in render(findings("x", runs))
+    assert findings("x", runs).mark == "" and "Mind:" not in render(findings("x", runs))
+
+
+def test_an_arm_that_lacks_videos_is_marked_on_every_table():
+    runs = [judged({"init": "a"}, 0.1), judged({"init": "b"}, 0.2)]
+    scored = runs[1].suites[HELD_OUT]
+    short = Judged(
+        {"init": "b"}, {HELD_OUT: Scored(scored.scores, scored.protocol, lacks="lacks 5 of 6 videos")}, label="init=b"
+    )
+    page = findings("x", [runs[0], short])
+    assert page.mark.startswith("INCOMPLETE: init=b") and "lacks 5 of 6 videos" in page.mark
+    assert render(page).count("<b>Mind:</b> INCOMPLETE") >= 4
 
 
 def test_curves_costs_and_videos_are_on_the_page():

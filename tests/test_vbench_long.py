@@ -146,7 +146,9 @@ def test_what_a_rule_looks_for_is_read_from_upstreams_nesting(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "word"),
     [([row("a/b")], "slash"), ([row("x" * 260)], "too long"), ([row("a", "colour")], "did you mean 'color'"),
-     ([{"prompt_en": "a"}], "no dimension"), ([3], "a row is"), ([], "no prompts"), ({}, "a list of prompts")],
+     ([{"prompt_en": "a"}], "no dimension"),
+     ([row("a", ["scene"])], "unknown dimension"), ([{**row("a"), "auxiliary_info": [1]}], "an object by dimension"),
+     ([{**row("a"), "extended": 5}], "extended 5"), ([3], "a row is"), ([], "no prompts"), ({}, "a list of prompts")],
 )  # fmt: skip
 def test_bad_suites_are_refused(tmp_path, rows, word):
     with pytest.raises(UserError, match=word):

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from causvid.cli import app
 from causvid.data.video import write_mp4
 from causvid.errors import UserError
+from causvid.eval import side_by_side
 from causvid.eval.aggregate import read_scores
 from causvid.eval.footage import Footage, decode
 from causvid.eval.pooling import Judged
@@ -126,6 +127,11 @@ def test_bad_files_are_listed_and_change_no_score(folder):
     assert "copy of" in told["a cow-1.mp4"] and "single frame" in told["a hen-0.mp4"]
     assert "no prompt" in told["a pig-0.mp4"] and "read" in told["a cow-0.mp4"] + told["a hen-1.mp4"]
     assert all(name in result.stderr for name in told)
+    assert out["lacking"] == {"videos": 4, "of": 10} and json.loads((folder / "good" / "results.json").read_text())[
+        "lacking"
+    ] == {"videos": 0, "of": 6}
+    with pytest.raises(UserError, match="bad"):
+        side_by_side.compare([folder / "good" / "results.json", folder / "bad" / "results.json"])
 
 
 def test_frames_that_the_decoder_made_up_are_listed_and_never_scored(folder):

@@ -8,7 +8,6 @@ that is missing makes what depends on it *not computable*: never 0, as upstream 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,17 +102,23 @@ def _unknown(name: str, known: Mapping[str, Scale]) -> str:
 
 
 def out_of_range(scores: Mapping[str, float]) -> str:
-    """A warning where raw scores lie below their dimension's range, as fractions do among percent; empty where none."""
-    low = [name for name, scale in scales().items() if name in scores and scores[name] < scale.low]
-    if not low:
-        return ""
-    told = ", ".join(f"{name} ({100 * scores[name]:.4g}%)" for name in low)
-    return f"below the range of their dimension: {told}; scores are all read as percent where one is over 1"
+    """A warning where raw scores lie outside their dimension's range, as mixed units do; empty where none."""
+    known = {name: scale for name, scale in scales().items() if name in scores}
+    sides = {
+        "below": [name for name, scale in known.items() if scores[name] < scale.low],
+        "above": [name for name, scale in known.items() if scores[name] > scale.high],
+    }
+    told = [
+        f"{side} the range of their dimension: " + ", ".join(f"{name} ({100 * scores[name]:.4g}%)" for name in names)
+        for side, names in sides.items()
+        if names
+    ]
+    return "; ".join([*told, "scores are all read as percent where one is over 1, else as fractions"]) if told else ""
 
 
 def _bad(value: Any) -> bool:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return not (number and math.isfinite(value) and 0 <= value <= 1)
+    return not (number and 0 <= value <= 1)  # NaN is not either
 
 
 def unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
@@ -145,7 +150,7 @@ def read_scores(path: Path) -> dict[str, float]:
         raise UserError(f"{path}: {error}") from error
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist; give a JSON file of {{dimension: score}}") from error
-    except (OSError, UnicodeDecodeError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not readable JSON: {error}") from error
     if not isinstance(table, dict):
         raise UserError(f"{path} holds a {type(table).__name__}; a JSON object {{dimension: score}} is accepted")
@@ -156,8 +161,8 @@ def read_scores(path: Path) -> dict[str, float]:
             problems.append(_unknown(name, known))
         elif isinstance(value, bool) or not isinstance(value, (int, float)):
             problems.append(f"{name} is {json.dumps(value)}; leave a missing dimension out")
-        elif not math.isfinite(value) or not 0 <= value <= 100:
-            problems.append(f"{name} is {value}; a finite score in [0, 1], or in percent, is accepted")
+        elif not 0 <= value <= 100:  # nor is NaN; a whole number may be too large for a float
+            problems.append(f"{name} is {str(value)[:40]}; a finite score in [0, 1], or in percent, is accepted")
         else:
             out[name] = float(value)
     if problems:

@@ -33,6 +33,7 @@ class Weights:
     source: str
     bytes: int | None = None
     sha256: str | None = None
+    gigabytes: float | None = None  # where only a rounded size is known
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,14 @@ RAFT = Weights("raft_model/models/raft-things.pth", "RAFT, models.zip")
 GRIT = Weights("grit_model/grit_b_densecap_objectdet.pth", "VBench's model collection")
 VICLIP = Weights("ViCLIP/ViClip-InternVid-10M-FLT.pth", "VBench's model collection")
 VICLIP_WORDS = Weights("ViCLIP/bpe_simple_vocab_16e6.txt.gz", "OpenAI CLIP")
+BERT_WORDS = Weights(
+    "bert-base-uncased/vocab.txt", "google-bert/bert-base-uncased", 231_508,
+    "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
+)  # fmt: skip
+BERT = Weights(
+    "bert-base-uncased/model.safetensors", "google-bert/bert-base-uncased", 440_449_768,
+    "68d45e234eb4a928074dfd868cead0219ab85354cc53d20e772753c6bb9169d3",
+)  # fmt: skip
 DETECTRON = ("detectron2",)
 
 
@@ -164,7 +173,7 @@ class ObjectClass(Dimension):
 
     scale = semantic()
     suite = "object_class"
-    weights = (GRIT,)
+    weights = (GRIT, BERT_WORDS)
     imports = DETECTRON
 
 
@@ -174,7 +183,7 @@ class MultipleObjects(Dimension):
 
     scale = semantic()
     suite = "multiple_objects"
-    weights = (GRIT,)
+    weights = (GRIT, BERT_WORDS)
     imports = DETECTRON
 
 
@@ -196,7 +205,7 @@ class Color(Dimension):
     scale = semantic()
     suite = "color"
     pooling = "found_only"
-    weights = (GRIT,)
+    weights = (GRIT, BERT_WORDS)
     imports = DETECTRON
 
 
@@ -206,7 +215,7 @@ class SpatialRelationship(Dimension):
 
     scale = semantic()
     suite = "spatial_relationship"
-    weights = (GRIT,)
+    weights = (GRIT, BERT_WORDS)
     imports = DETECTRON
 
 
@@ -216,7 +225,11 @@ class Scene(Dimension):
 
     scale = semantic(high=0.8222)
     suite = "scene"
-    weights = (Weights("caption_model/tag2text_swin_14m.pth", "Recognize Anything"),)
+    weights = (
+        Weights("caption_model/tag2text_swin_14m.pth", "Recognize Anything", gigabytes=4.5),
+        BERT_WORDS,
+        BERT,
+    )
     imports = ("fairscale",)
 
 

@@ -127,7 +127,7 @@ class Sifted(Ours):
     def __init__(self, target: type[FrameDimension], process: reference.Judge, folder: Path) -> None:
         super().__init__(target)
         self._process = process
-        self.label += f"; static filter: {reference.JUDGE} ({reference.environment().name})"
+        self.label += f"; static filter: {reference.label()}"
         self.static_weights: Mapping[str, str] = {RAFT.path: weights.digest(folder / RAFT.path)}
 
     def score(self, clip: Clip, branch: Branch) -> float | None:
@@ -142,7 +142,7 @@ class Theirs:
     def __init__(self, name: str, process: reference.Judge, folder: Path) -> None:
         self.dimension: type[Dimension] = dimensions()[name]
         self._name, self._process = name, process
-        self.label = f"reference: {reference.JUDGE} ({reference.environment().name}), version {self.dimension.version}"
+        self.label = f"reference: {reference.label()}, version {self.dimension.version}"
         self.weights: Mapping[str, str] = {f.path: weights.digest(folder / f.path) for f in reference.needed(name)}
         self.fast_weights: Mapping[str, str] = {}
         self.static_weights: Mapping[str, str] = {}

@@ -50,6 +50,10 @@ class Evaluation:
     prompts: Mapping[str, str]  # video -> prompt
     problems: Sequence[tuple[str, str]]
     absent: Sequence[str]
+    lacking: tuple[int, int] = (
+        0,
+        0,
+    )  # of how many of the suite's videos some score, or all, is missing, and of how many
     unjudged: Mapping[str, str] = field(default_factory=dict)  # dimension -> why
     sifted: Mapping[str, Any] | None = None  # what the static filter kept, where there was one
 
@@ -67,6 +71,7 @@ class Evaluation:
             },
             "over_time": drift.curves(self.rows), "drift": drift.summary(self.rows),
             "problems": [list(problem) for problem in self.problems], "absent": list(self.absent),
+            "lacking": {"videos": self.lacking[0], "of": self.lacking[1]},
             "unjudged": dict(self.unjudged), "static_filter": self.sifted,
         }  # fmt: skip
 
@@ -283,9 +288,11 @@ def judge_folder(
         sampling.seeds, sampling.codec, sampling.length, (static_filter if DIMENSION in ordered else 0) or False,
     )  # fmt: skip
     scores = official(scored)
+    in_part = {video.path.name for video in found.videos} & {name for name, _ in problems}
+    lacking = (len(found.absent) + len(in_part), len(found.absent) + len(found.videos))
     return Evaluation(
         protocol, scores, {name: score for name, score in scored.items() if name not in scores},
-        {name: slow[name] for name in ordered}, videos, judged, sorted(problems), found.absent, lost,
+        {name: slow[name] for name in ordered}, videos, judged, sorted(problems), found.absent, lacking, lost,
         sieve.as_json() if sieve.asked else None,
     )  # fmt: skip
 

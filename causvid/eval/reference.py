@@ -73,6 +73,17 @@ def environment() -> Path:
     return root / "vbench" / f"{sys.version_info.major}.{sys.version_info.minor}-{digest}"
 
 
+def installed() -> str:
+    """Digest of every package in the judge's environment with its version: pins leave many to the day of the set-up."""
+    found = sorted(path.name for path in environment().glob("lib/python*/site-packages/*.dist-info"))
+    return hashlib.sha256("\n".join(found).encode()).hexdigest()[:12]
+
+
+def label() -> str:
+    """What the reference judge is called in rows and protocols."""
+    return f"{JUDGE} ({environment().name}, packages {installed()})"
+
+
 def weights_folder() -> Path:
     """Where upstream looks for weights: ``VBENCH_CACHE_DIR`` or ~/.cache/vbench."""
     return Path(os.environ.get("VBENCH_CACHE_DIR") or Path.home() / ".cache" / "vbench")
@@ -97,7 +108,7 @@ def prompts_file() -> Path:
 
 def state(names: Sequence[str], folder: Path, sifts: bool = False) -> list[list[Any]]:
     """What a judgement depends on outside the spec, told without reading it: the environment, and the files there."""
-    found: list[list[Any]] = [[environment().name, ready()]]
+    found: list[list[Any]] = [[environment().name, ready(), installed()]]
     files_of = {file.path for name in names for file in needed(name, True)} | ({RAFT.path} if sifts else set())
     for path in sorted(folder / name for name in files_of):
         if path.is_file():
@@ -176,11 +187,14 @@ def missing_files(dimension: str, folder: Path, long: bool = False) -> list[Need
     out = []
     for file in needed(dimension, long):
         path = folder / file.path
-        size = f"{file.bytes:,} bytes" if file.bytes else "size not published"
+        size = f"about {file.gigabytes} GB" if file.gigabytes else "size not published"
+        size = f"{file.bytes:,} bytes" if file.bytes else size
         digest = f"sha256 {file.sha256}" if file.sha256 else "digest not published"
         if not path.is_file():
             out.append(Need(file.path, f"missing: put it at {path} ({size}, {digest}; from {file.source})"))
-        elif file.bytes and path.stat().st_size != file.bytes:
+        elif (file.bytes and path.stat().st_size != file.bytes) or (
+            file.gigabytes and abs(path.stat().st_size / 1e9 - file.gigabytes) > 0.1 * file.gigabytes
+        ):
             out.append(Need(file.path, f"has {path.stat().st_size:,} bytes, not {size}: fetch it again to {path}"))
         elif file.sha256 and not files.digest(path).startswith(file.sha256):
             out.append(Need(file.path, f"has another content than {digest}: fetch it again to {path}"))

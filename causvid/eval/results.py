@@ -20,6 +20,7 @@ from typing import Any, Literal
 from causvid import weights
 from causvid.errors import UserError
 from causvid.eval.pooling import Judged
+from causvid.eval.static_filter import DIMENSION
 
 
 @dataclass(frozen=True)
@@ -194,6 +195,41 @@ def require_comparable(protocols: Mapping[str, Mapping[str, Any]], across: bool 
             "judge them alike, or ask for it with --across-protocols"
         )
     return f"DIFFERENT PROTOCOLS, not comparable: {', '.join(found)} differ"
+
+
+def lacks(results: Mapping[str, Any]) -> str:
+    """How many of its suite's videos a results file is without; empty where none, or where that is not recorded."""
+    found = results.get("lacking") or {"videos": 0, "of": 0}
+    return f"lacks {found['videos']} of {found['of']} videos" if found["videos"] else ""
+
+
+def require_same_videos(tables: Mapping[str, Mapping[str, Any]], across: bool = False) -> str:
+    """The mark of a table that lays results of other videos side by side: empty where each judged the same ones.
+
+    Asked of every dimension that two results or more have; not of one whose videos a static filter chose.
+
+    Raises:
+        UserError: the judged videos differ and ``across`` was not asked for.
+    """
+    judged: dict[str, dict[str, set[str]]] = {}  # dimension -> result -> its videos
+    for name, table in tables.items():
+        for dimension, rows in table.get("videos", {}).items():
+            if dimension != DIMENSION or not table["protocol"].get("static_filter"):
+                judged.setdefault(dimension, {})[name] = {row["video"] for row in rows}
+    union = {dimension: set().union(*each.values()) for dimension, each in judged.items()}
+    short = {
+        name: set().union(*(union[d] - each[name] for d, each in judged.items() if name in each)) for name in tables
+    }
+    if not any(short.values()):
+        return ""
+    count = len(set().union(*union.values()))
+    detail = "; ".join(f"{name} lacks {len(videos)} of {count}" for name, videos in short.items())
+    if not across:
+        raise UserError(
+            f"these results are of different videos and are not comparable ({detail}); judge the same ones, or ask for "
+            "it with --across-protocols"
+        )
+    return f"DIFFERENT VIDEOS, not comparable: {detail}"
 
 
 def write_upstream(path: Path, scores: Mapping[str, float], rows: Mapping[str, Iterable[Judged]]) -> None:

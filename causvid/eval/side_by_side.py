@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from causvid.errors import UserError
 from causvid.eval.ablation import detectable_at
 from causvid.eval.aggregate import aggregate, read_scores
-from causvid.eval.results import require_comparable
+from causvid.eval.results import lacks, require_comparable, require_same_videos
 
 TOTALS = ("total", "quality", "semantic")
 SEEDS = (2, 3, 5, 10)
@@ -27,7 +28,7 @@ def read(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text("utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} can't be read as JSON: {error}") from error
     if not isinstance(found, dict):
         raise UserError(f"{path} holds a {type(found).__name__}; a JSON object is accepted")
@@ -38,17 +39,23 @@ def compare(files: Sequence[Path], across: bool = False) -> dict[str, Any]:
     """{"mark", "names", "rows": [{"measure", "values", "differences"}]}; differences are to the first file.
 
     Raises:
-        UserError: a file of no results, ours or upstream's, or different protocols where ``across`` was not asked for.
+        UserError: a file of no results, ours or upstream's; different protocols, or other videos, where ``across`` was
+            not asked for.
     """
     if len(files) < 2:
         raise UserError("give two results.json or more")
     tables = {}
     for path in files:
         found = read(path)
-        tables[str(path)] = found if {"protocol", "scores", "totals"} <= set(found) else upstreams(path)
+        tables[str(path)] = ours(path, found) if {"protocol", "scores", "totals"} <= set(found) else upstreams(path)
     if len(tables) < len(files):
         raise UserError("a file is given twice")
-    mark = require_comparable({name: each["protocol"] for name, each in tables.items()}, across)
+    marks = [
+        require_comparable({name: each["protocol"] for name, each in tables.items()}, across),
+        require_same_videos(tables, across),
+        *(f"INCOMPLETE: {name} {short}" for name, each in tables.items() if (short := lacks(each))),
+    ]
+    mark = "; ".join(filter(None, marks))
     columns = [{**{name: each["totals"].get(name) for name in TOTALS}, **each["scores"], **each["proxies"]}
                for each in tables.values()]  # fmt: skip
     rows = []
@@ -59,6 +66,41 @@ def compare(files: Sequence[Path], across: bool = False) -> dict[str, Any]:
         if any(value is not None for value in values):
             rows.append({"measure": measure, "values": values, "differences": away})
     return {"mark": mark, "names": list(tables), "rows": rows}
+
+
+def ours(path: Path, found: dict[str, Any]) -> dict[str, Any]:
+    """A results.json of ours whose parts are what they should be.
+
+    Raises:
+        UserError: a part is not.
+    """
+    known = {"proxies": {}, "videos": {}, "lacking": {}} | found
+    problems = [
+        f"{part} is {json.dumps(known[part])[:40]}; an object is accepted"
+        for part in ("protocol", "scores", "proxies", "totals", "videos", "lacking")
+        if not isinstance(known[part], dict)
+    ]
+    for part in ("scores", "proxies", "totals"):
+        for name, value in known[part].items() if isinstance(known[part], dict) else ():
+            if value is not None and not is_finite(value):
+                problems.append(f"{part}: {name} is {json.dumps(value)[:40]}; a finite number or null is accepted")
+    if isinstance(known["videos"], dict):
+        for name, rows in known["videos"].items():
+            if not (
+                isinstance(rows, list) and all(isinstance(r, dict) and isinstance(r.get("video"), str) for r in rows)
+            ):
+                problems.append(f"videos: {name} is no list of {{video, prompt, score}}")
+    if isinstance(known["lacking"], dict) and set(known["lacking"]) not in (set(), {"videos", "of"}):
+        problems.append("lacking: {videos, of} is accepted")
+    if problems:
+        raise UserError(f"{path} is no results.json of 'causvid eval videos': " + "; ".join(problems[:5]))
+    return known
+
+
+def is_finite(value: Any) -> bool:
+    """Whether a value of a JSON file is a number that a float can hold."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and abs(value) <= sys.float_info.max
 
 
 def upstreams(path: Path) -> dict[str, Any]:

@@ -71,7 +71,7 @@ def read_suite(path: Path) -> list[Prompt]:
         rows = json.loads(text) if path.suffix == ".json" else [line.strip() for line in text.splitlines()]
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist; give VBench_full_info.json or a list of prompts") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} can't be read as a list of prompts: {error}") from error
     if not isinstance(rows, list):
         raise UserError(f"{path} holds a {type(rows).__name__}; a list of prompts is accepted")
@@ -107,14 +107,18 @@ def _prompt(row: Any) -> Prompt:
         raise ValueError(f"'{row['prompt_en']}' names no dimension")
     known = dimensions()
     for name in names:
-        if name not in known:
+        if not isinstance(name, str) or name not in known:
             raise ValueError(f"unknown dimension '{name}'{did_you_mean(str(name), known)}")
     file_name(row["prompt_en"], 0)
     # Upstream nests what a rule looks for twice under the dimension's name.
-    auxiliary = {}
-    for name, value in (row.get("auxiliary_info") or {}).items():
+    auxiliary, extended, told = {}, row.get("extended"), row.get("auxiliary_info") or {}
+    if not isinstance(told, dict):
+        raise ValueError(f"'{row['prompt_en']}' has auxiliary_info {told!r}; an object by dimension is accepted")
+    if extended is not None and not isinstance(extended, str):
+        raise ValueError(f"'{row['prompt_en']}' has extended {extended!r}; a text is accepted")
+    for name, value in told.items():
         auxiliary[name] = value[name] if isinstance(value, dict) and set(value) == {name} else value
-    return Prompt(row["prompt_en"], tuple(names), auxiliary, row.get("extended"))
+    return Prompt(row["prompt_en"], tuple(names), auxiliary, extended)
 
 
 def file_name(prompt: str, index: int) -> str:

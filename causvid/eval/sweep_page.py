@@ -43,6 +43,7 @@ class Scored:
     over_time: Mapping[str, Sequence[Mapping[str, float]]] = field(default_factory=dict)
     drift: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     note: str = ""  # what can't be computed, and why
+    lacks: str = ""  # how many of the suite's videos it is without
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Findings:
-    """All that the page shows; the first group is the base. ``mark`` says that protocols differ, on every table."""
+    """All that the page shows; the first group is the base. ``mark`` is on every table."""
 
     name: str
     measures: Sequence[str]  # SUITE/MEASURE; those of the held-out clips have no suite before them
@@ -154,20 +155,22 @@ def statistic_of(measure: str) -> Statistic:
 
 
 def _protocols(parts: Mapping[str, Sequence[Judged]], across: bool) -> tuple[dict[str, dict[str, Any]], str]:
-    """(protocols by suite and arm, the mark that they differ)."""
+    """(protocols by suite and arm, the mark that they differ, or that an arm lacks videos)."""
     found: dict[str, dict[str, Any]] = {}
+    short: list[str] = []
     for label, group in parts.items():
         for run in group:
             for suite, scored in run.suites.items():
                 name = label if SEED not in run.values else f"{label}, seed {run.values[SEED]}"
                 found.setdefault(suite, {})[name] = scored.protocol
+                short += [f"INCOMPLETE: {name} {scored.lacks} of {suite}"] if scored.lacks else []
     marks = []
     for suite, each in found.items():
         try:
             marks.append(require_comparable(each, across))
         except UserError as error:
             raise UserError(f"{suite}: {error}") from error
-    return found, "; ".join(dict.fromkeys(filter(None, marks)))
+    return found, "; ".join(dict.fromkeys(filter(None, [*marks, *short])))
 
 
 def _common(runs: Sequence[Judged]) -> dict[tuple[str, str], list[str]]:

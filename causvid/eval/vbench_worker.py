@@ -13,6 +13,7 @@ Weights come from local files that are named in the request to start; nothing is
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import importlib.util
 import json
@@ -167,7 +168,8 @@ def _detected(name: str) -> Callable[[Path, str], Ask]:
         module = upstream(name)
         model = module.DenseCaptioning(device)
         start = model.initialize_model if name == "color" else model.initialize_model_det
-        start(model_weight=str(folder / "grit_model/grit_b_densecap_objectdet.pth"))
+        with contextlib.chdir(folder):  # where "bert-base-uncased" is found by its name
+            start(model_weight=str(folder / "grit_model/grit_b_densecap_objectdet.pth"))
 
         def ask(video: str, prompt: str, auxiliary: Any) -> Any:
             info = {"prompt": prompt, "video_list": [video], "auxiliary_info": auxiliary}
@@ -190,9 +192,10 @@ def _action(folder: Path, device: str) -> Ask:
 
 def _scene(folder: Path, device: str) -> Ask:
     module = upstream("scene")
-    model = module.tag2text_caption(
-        pretrained=str(folder / "caption_model/tag2text_swin_14m.pth"), image_size=384, vit="swin_b"
-    )
+    with contextlib.chdir(folder):  # where "bert-base-uncased" is found by its name
+        model = module.tag2text_caption(
+            pretrained=str(folder / "caption_model/tag2text_swin_14m.pth"), image_size=384, vit="swin_b"
+        )
     model = model.eval().to(device)
     return lambda video, prompt, auxiliary: module.scene(
         model, [{"prompt": prompt, "video_list": [video], "auxiliary_info": auxiliary}], device
@@ -243,6 +246,7 @@ def main() -> None:
         answers.write(json.dumps({name: importlib.util.find_spec(name) is not None for name in given.find}) + "\n")
         return
     forbid_network()
+    given.weights = given.weights.resolve()
     os.environ["VBENCH_CACHE_DIR"] = str(given.weights)
     kept, judges = define_operators(), {}
     for line in sys.stdin:
