@@ -11,6 +11,7 @@ import struct
 import urllib.error
 import urllib.request
 import zlib
+from typing import Any
 
 import pytest
 import torch
@@ -191,7 +192,8 @@ class Said(list):
 
 
 def test_going_back_far_makes_nobody_wait():
-    worker = Worker(Said(), TOYS)
+    said: Any = Said()
+    worker = Worker(said, TOYS)
     options = {"checkpoint": "toy", "prompt": RED, "seed": 0, "cache": "trained", "steps": 1}
     worker.on_open("me", options, block=80)
     for block, blocks in ((71, 80), (65, 80)):
@@ -202,7 +204,7 @@ def test_going_back_far_makes_nobody_wait():
     for block in (72, 64):
         worker.seats["me"].active = 0
         worker.on_fork("me", block, 3)
-        assert worker.pipe[-1][2]["block"] == block
+        assert said[-1][2]["block"] == block
 
 
 def test_there_are_no_more_viewers_than_allowed(served):
