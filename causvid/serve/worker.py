@@ -155,7 +155,7 @@ class Worker:
             return
         session = seat.session
         session.apply(Event(kind, session.block, options, None if frames is None else torch.from_numpy(frames)))
-        if kind == "video":
+        if kind == "video" and frames is not None:
             self.pipe.send(("fed", viewer, frames.shape[1], session.waiting))
         else:
             self.pipe.send(("event", viewer, kind, session.block, options))
