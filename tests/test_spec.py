@@ -67,7 +67,7 @@ def test_overrides_reach_any_depth():
         (["ode_pairs.count=1.5"], ["ode_pairs.count", "whole number"]),
         (["distill.ema=much"], ["distill.ema", "a number"]),
         (["seed=true"], ["seed", "whole number"]),
-        (["causal.mask=null"], ["causal.mask", "name of a mask"]),
+        (["causal.mask=null"], ["causal.mask", "expected a name of group 'mask'"]),
         (["world=3"], ["world", "a mapping"]),
         (["evaluation.metrics=shapes_truth"], ["evaluation.metrics", "a list"]),
         (["loss={name: sum, of: [dmdd]}"], ["loss.of[0]", "did you mean 'dmd'?"]),
@@ -179,13 +179,13 @@ def test_every_shipped_spec_is_right():
         ("teacher_x_init", {"distill", "evaluation"}),
     ],
 )
-def test_an_ablation_differs_from_its_base_in_its_sweep_and_budget_alone(name, budget):
+def test_an_ablation_differs_from_its_base_in_its_sweep_its_budget_and_its_judges_alone(name, budget):
     own, base = inherited(spec.find(f"ablations/{name}"))
     keys = {key for key in own if own.get(key) != (base or {}).get(key)}
-    assert keys == {"about", "sweep"} | budget and own["sweep"]
+    assert keys == {"about", "eval", "sweep"} | budget and own["sweep"]
     for values, arm in experiment.arms_of(f"ablations/{name}", []):
         for path, _, _ in load("tiny/causvid").differences() or arm.differences():
-            assert any(path.startswith(key) for key in (*values, *budget))
+            assert any(path.startswith(key) for key in (*values, *budget, "eval"))
 
 
 def test_a_sweep_is_checked_whole_before_it_runs(tmp_path):

@@ -186,7 +186,6 @@ def test_numbers_out_of_range(override):
         ),
         (["student={causal: false, sampler: few_step}", NOISY, "ode_init.loss.context=clean"], "ode_init.loss.context"),
         (["teacher_training.loss=gan"], "teacher_training.loss"),
-        (["distill.optimizer=muon", "loss={name: sum, of: [dmd, gan]}", "distill.critic_optimizer=muon"], "muon"),
         (["distill.optimizer={name: adamw, betas: [0.9]}"], "optimizer.betas: expected 2 numbers, got 1"),
         (["distill.critic_optimizer={name: adamw, betas: []}"], "critic_optimizer.betas: expected 2 numbers, got 0"),
         (["ode_init.optimizer.lr=-1"], "ode_init.optimizer.lr: must be at least 0, got -1"),
