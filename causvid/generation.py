@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from causvid.randomness import Draw
 from causvid.spec import Spec
 from causvid.streaming.engine import Engine
 from causvid.streaming.ledger import PARTS
+from causvid.streaming.record import writable
 from causvid.streaming.script import Play, Script
 from causvid.streaming.sinks import GrowingMp4, RawPipe
 
@@ -116,14 +116,7 @@ def refuse_out(out: Path, videos: int = 1) -> None:
     if (out.suffix.lower() != ".mp4" or out.is_dir()) if alone else (out.suffix.lower() == ".mp4" or out.is_file()):
         kind = "one video: --out must be an mp4 file" if alone else f"{videos} videos: --out must be a folder"
         raise UserError(f"this makes {kind}, and not {out}")
-    place = out.absolute().parent if alone else out.absolute()
-    place = next(folder for folder in (place, *place.parents) if folder.exists())
-    try:
-        with tempfile.TemporaryFile(dir=place):
-            pass
-    except OSError as error:
-        reason = f"{error.strerror or error}: {place}"
-        raise UserError(f"--out {out} can't be written ({reason}); choose another path") from error
+    writable(out if alone else out / "videos.json", "--out")
 
 
 def generate(

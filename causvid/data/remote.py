@@ -26,12 +26,8 @@ from causvid.errors import UserError
 IN_TURN = threading.Lock()  # all who open one file of ``memory://`` share the place that they read at
 ASK_SECONDS = 60.0  # at most, for what is no transfer
 FULL = (errno.ENOSPC, errno.EDQUOT)
-OURS = (
-    *FULL,
-    errno.EROFS,
-    errno.EMFILE,
-    errno.ENFILE,
-)  # what writing a copy here raises, and reading elsewhere doesn't
+# What writing a copy here raises, and reading elsewhere doesn't.
+OURS = (*FULL, errno.EROFS, errno.EMFILE, errno.ENFILE)
 
 
 def ask(folder: Folder, method: str, *arguments: Any, seconds: float) -> Any:

@@ -50,10 +50,7 @@ class Evaluation:
     prompts: Mapping[str, str]  # video -> prompt
     problems: Sequence[tuple[str, str]]
     absent: Sequence[str]
-    lacking: tuple[int, int] = (
-        0,
-        0,
-    )  # of how many of the suite's videos some score, or all, is missing, and of how many
+    lacking: tuple[int, int] = (0, 0)  # videos of the suite of which some score, or all, is missing; and all of them
     unjudged: Mapping[str, str] = field(default_factory=dict)  # dimension -> why
     sifted: Mapping[str, Any] | None = None  # what the static filter kept, where there was one
 

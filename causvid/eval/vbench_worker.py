@@ -139,7 +139,7 @@ def _dynamic(folder: Path, device: str) -> Ask:
 
 def _static(folder: Path, device: str) -> Ask:
     torch, module = importlib.import_module("torch"), upstream("cli.static_filter")
-    vars(module)["DEVICE"] = device  # upstream has "cuda" there
+    vars(module)["DEVICE"] = device  # upstream names an accelerator there
     options = dict.fromkeys(("small", "mixed_precision", "alternate_corr"), False)
     state = torch.load(folder / "raft_model/models/raft-things.pth", map_location="cpu", weights_only=True)
     judge = object.__new__(module.StaticFilter)  # its constructor loads onto the device that the file names

@@ -76,22 +76,21 @@ def record(session: Session, frames: int | None = None) -> Record:
     )  # fmt: skip
 
 
-def writable(path: Path) -> None:
-    """Find out before the first block whether a session file can be written; one that is there is left as it is.
+def writable(path: Path, what: str = "session file") -> None:
+    """Find out before the first block whether a file can be written; one that is there is left as it is.
 
     Raises:
         UserError: the path can't be written.
     """
+    place = next(folder for folder in path.absolute().parents if folder.exists())
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
             raise IsADirectoryError(None, "it is a folder")
-        with tempfile.TemporaryFile(dir=path.parent):
+        with tempfile.TemporaryFile(dir=place):
             pass
     except OSError as error:
-        raise UserError(
-            f"session file {path} can't be written: {error.strerror or error}; choose another path"
-        ) from error
+        reason = f"{error.strerror or error}: {place}"
+        raise UserError(f"{what} {path} can't be written ({reason}); choose another path") from error
 
 
 def write(path: Path, made: Record) -> None:
