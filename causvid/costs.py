@@ -286,11 +286,10 @@ def of(spec: Spec, stages: list[str], gpus: int) -> list[Cost]:
 def pairs(spec: Spec, world: build.World, batch: int) -> Cost:
     """One process's part of the teacher's trajectories; with guidance the two passes are one after the other."""
     teacher, options = network(spec, world, build.teacher_rule(spec)), spec["ode_pairs"]
-    twice = 1 if spec["teacher_sampling"].get("guidance", 1.0) == 1.0 else 2
     memory = {"weights": float(teacher.parameters * FP32)}
     memory["activations"] = batch * teacher.passing(spec["precision"])
     memory["activations"] += teacher.casts(spec["precision"], False)
-    flops = options["count"] * options["steps"] * twice * teacher.forward
+    flops = options["count"] * build.teacher_sampler(spec, options["steps"]).evaluations * teacher.forward
     return Cost("ode_pairs", teacher.parameters, flops, flops / RATE[spec["precision"]] / 3600, memory)
 
 

@@ -57,9 +57,8 @@ def _generate(spec: Spec, world: build.World, given: bool | None = None, cache: 
         memory["cache"] = cached
         block = max(stop - start for start, stop in rule.blocks(frames))
     else:
-        options = spec["teacher_sampling"]
-        passes = options["steps"] * (1 if options.get("guidance", 1.0) == 1.0 else 2) if teacher else 0
-        flops = net.forward * (passes or len(build.student_times(spec)))
+        passes = build.teacher_sampler(spec).evaluations if teacher else len(build.student_times(spec))
+        flops = net.forward * passes
         working, block = float(net.tokens * each * (15 * net.dim + 2 * net.ffn_dim)), frames
     seconds = flops / costs.RATE[precision]
     coding = _decoding(world, frames)

@@ -54,6 +54,17 @@ def grid(steps: int | Sequence[float], amount: float) -> Tensor:
     return torch.tensor(times, dtype=torch.float64)
 
 
+def interval(name: str, bounds: Sequence[float]) -> tuple[float, float]:
+    """Times from ``bounds[0]`` to ``bounds[1]``, both included.
+
+    Raises:
+        ValueError: not two times in order within [0, 1]; ``name`` says of what.
+    """
+    if len(bounds) != 2 or not 0 <= bounds[0] <= bounds[1] <= 1:
+        raise ValueError(f"{name} needs 0 <= lowest <= highest <= 1, got {list(bounds)}")
+    return bounds[0], bounds[1]
+
+
 def state_indices(trajectory_times: Tensor, wanted: Sequence[float]) -> list[int]:
     """Where the wanted times stand in a trajectory.
 

@@ -160,6 +160,19 @@ def test_memory_is_shared_by_processes_and_the_whole_is_told_by_hand(cut):
     assert one.flops == two.flops > costs.of(arm, ["ode_init"], 1)[0].flops
 
 
+def test_a_guided_step_of_the_teachers_trajectory_costs_twice(cut):
+    """Five steps of shift 1 start at 1, .8, .6, .4 and .2."""
+    guided = [
+        f"teacher_sampling={{name: euler, shift: 1.0, guidance: 2.0, guidance_interval: {each}}}"
+        for each in ([0.5, 1], [0, 1])
+    ]
+    plain, part, all_ = (
+        costs.of(spec.load(cut, ["ode_pairs.steps=5", way]), ["ode_pairs"], 1)[0].flops
+        for way in ("teacher_sampling.guidance=1.0", *guided)
+    )
+    assert part == pytest.approx(8 / 5 * plain) and all_ == pytest.approx(2 * plain)
+
+
 def call(capsys, *arguments):
     with pytest.raises(SystemExit) as ended:
         cli.main(["plan", *arguments])

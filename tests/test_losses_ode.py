@@ -12,6 +12,7 @@ from torch import nn
 from causvid.errors import UserError
 from causvid.losses.ode import OdeRegression, gather_states
 from causvid.samplers.ode import Euler
+from causvid.samplers.unipc import UniPC
 from causvid.schedule import state_indices
 from causvid.types import DenoiserOutput, Trajectory
 
@@ -173,6 +174,26 @@ def test_guidance_moves_the_mean_linearly(guidance, free):
     torch.testing.assert_close(out.last, expected, rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("interval", [(0.6, 1.0), (0.0, 0.6), (0.0, 1.0), (0.97, 0.98)])
+def test_guidance_in_an_interval_moves_the_mean_there_alone(interval):
+    """Two legs, each of them the product of its steps: where it is guided, and where it is not."""
+    solver, network, noise = Euler(8, 3.0, 2.5, interval), GaussianDenoiser(0.7, 0.0, "velocity"), normal(2, 3, 1, 2, 2)
+    x, times = noise, solver.times.tolist()
+    for now, after in zip(times[:-1], times[1:], strict=True):
+        mean = -0.3 + 2.5 * 0.7 if interval[0] <= now <= interval[1] else 0.4
+        x = euler_by_product(x - (1 - now) * mean, [now, after], mean, 0.7)
+    out = solver(network, noise, numbers(0.4, 0.4), numbers(-0.3, -0.3))
+    torch.testing.assert_close(out.last, x, rtol=0, atol=1e-10)
+    assert sum(len(call.x) for call in network.calls) == 2 * solver.evaluations  # two clips
+
+
+@pytest.mark.parametrize("sampler", [Euler, UniPC])
+@pytest.mark.parametrize("interval", [(0.5,), (0.8, 0.2), (-0.1, 1.0), (0.0, 1.5)])
+def test_a_samplers_interval_that_is_none_is_refused(sampler, interval):
+    with pytest.raises(ValueError, match="guidance_interval needs 0 <= lowest <= highest <= 1"):
+        sampler(4, guidance_interval=interval)
+
+
 def test_many_steps_approach_the_exact_solution():
     exact = flow(normal(2, 3, 1, 2, 2), 0.0, 0.4, 0.7)
     coarse, fine = ((solve(n)[0].last - exact).abs().max().item() for n in (200, 400))
@@ -193,6 +214,7 @@ def test_kept_states_are_those_of_the_whole_trajectory():
 @pytest.mark.parametrize(("guidance", "evaluations"), [(1.0, 6), (3.0, 12)])
 def test_evaluations_are_counted(guidance, evaluations):
     assert Euler(6, guidance=guidance).evaluations == evaluations
+    assert Euler(6, 1.0, guidance, (0.5, 1.0)).evaluations == (6 if guidance == 1.0 else 10)  # 1, .83, .67 and .5
 
 
 def test_explicit_times():

@@ -80,9 +80,7 @@ class DMD:
     ) -> None:
         if not 0 <= t_min < t_max <= 1:
             raise ValueError(f"score times need 0 <= t_min < t_max <= 1, got {t_min} and {t_max}")
-        if len(guidance_interval) != 2 or not 0 <= guidance_interval[0] <= guidance_interval[1] <= 1:
-            raise ValueError(f"guidance_interval needs 0 <= lowest <= highest <= 1, got {list(guidance_interval)}")
-        self.guidance, self.guidance_interval = guidance, tuple(guidance_interval)
+        self.guidance, self.guidance_interval = guidance, schedule.interval("guidance_interval", guidance_interval)
         self.shift, self.t_min, self.t_max = shift, t_min, t_max
         self.score_times: Literal["shared", "per_block"] = score_times
         self.count_clean, self.eps, self.t_floor = count_clean, eps, t_floor

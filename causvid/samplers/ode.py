@@ -42,15 +42,22 @@ class OdeSampler:
 
     Attributes:
         times: where the network is evaluated, from noise to data, and the end.
+        guidance: weight of classifier-free guidance.
+        guidance_interval: times at which it is guided, (lowest, highest) (Kynkaanniemi et al., arXiv 2404.07724).
     """
 
     times: Tensor
     guidance: float
+    guidance_interval: tuple[float, float]
+
+    def guided(self, time: float) -> bool:
+        """Whether a step from this time is guided."""
+        return self.guidance != 1.0 and self.guidance_interval[0] <= time <= self.guidance_interval[1]
 
     @property
     def evaluations(self) -> int:
-        """Network evaluations per clip, guidance counted twice."""
-        return (len(self.times) - 1) * (1 if self.guidance == 1.0 else 2)
+        """Network evaluations per clip, a guided step counted twice."""
+        return sum(2 if self.guided(time) else 1 for time in self.times[:-1].tolist())
 
     @torch.no_grad()
     def __call__(
@@ -66,7 +73,8 @@ class OdeSampler:
         guided = Guided(model, unconditional, self.guidance)
 
         def estimate(x: Tensor, time: float) -> DenoiserOutput:
-            return guided(x, torch.full(x.shape[:2], time, dtype=x.dtype, device=x.device), text)
+            network = guided if self.guided(time) else model
+            return network(x, torch.full(x.shape[:2], time, dtype=x.dtype, device=x.device), text)
 
         states = [x for i, x in enumerate(self.states(noise, estimate)) if i in wanted]
         return Trajectory(torch.stack(states), self.times[sorted(wanted)])
@@ -84,11 +92,19 @@ class Euler(OdeSampler):
         steps: number of steps, or explicit times.
         shift: shift of the time grid.
         guidance: weight of classifier-free guidance.
+        guidance_interval: times at which it is guided, (lowest, highest).
     """
 
-    def __init__(self, steps: int | Sequence[float] = 50, shift: float = 1.0, guidance: float = 1.0) -> None:
+    def __init__(
+        self,
+        steps: int | Sequence[float] = 50,
+        shift: float = 1.0,
+        guidance: float = 1.0,
+        guidance_interval: Sequence[float] = (0.0, 1.0),
+    ) -> None:
         self.times = schedule.grid(steps, shift)
         self.shift, self.guidance = shift, guidance
+        self.guidance_interval = schedule.interval("guidance_interval", guidance_interval)
 
     def states(self, noise: Tensor, estimate: Callable[[Tensor, float], DenoiserOutput]) -> Iterator[Tensor]:
         x = noise

@@ -39,13 +39,21 @@ class UniPC(OdeSampler):
         steps: number of steps.
         shift: shift of the time grid.
         guidance: weight of classifier-free guidance.
+        guidance_interval: times at which it is guided, (lowest, highest).
     """
 
-    def __init__(self, steps: int = 50, shift: float = 1.0, guidance: float = 1.0) -> None:
+    def __init__(
+        self,
+        steps: int = 50,
+        shift: float = 1.0,
+        guidance: float = 1.0,
+        guidance_interval: Sequence[float] = (0.0, 1.0),
+    ) -> None:
         if steps < 1:
             raise ValueError(f"steps must be at least 1, got {steps}")
         self.times = schedule.shift(torch.linspace(START, 0, steps + 1, dtype=torch.float64), shift)
         self.shift, self.guidance = shift, guidance
+        self.guidance_interval = schedule.interval("guidance_interval", guidance_interval)
 
     def states(self, noise: Tensor, estimate: Callable[[Tensor, float], DenoiserOutput]) -> Iterator[Tensor]:
         times = self.times.tolist()
