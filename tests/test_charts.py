@@ -54,6 +54,8 @@ def test_curves_stay_in_the_frame_and_choose_their_scale():
         assert charts.TOP <= y <= charts.HEIGHT - charts.BOTTOM
     heights = [y for _, y in coordinates(chart.lines[0].smooth)]
     assert heights[-1] - heights[0] > 120  # one spike does not flatten the curve; down is larger in SVG
+    plain = charts.curves("share", "", "step", {"ok": [(0.0, 0.02), (1.0, 0.9)]}, may_log=False)
+    assert plain is not None and not plain.log
     signed = charts.curves("d", "d", "step", {"d": [(0.0, -1.0), (1.0, 3.0)]})
     assert signed is not None and not signed.log and len(signed.lines[0].dots) == 2
     flat = charts.curves("c", "c", "step", {"c": [(0.0, 2.0), (1.0, 2.0)]}, total=50)

@@ -268,6 +268,8 @@ def test_sum_adds_per_player():
 def test_sum_logs_its_terms():
     logs = Sum([Constant(student=3.0)], [2.0])("student", None).logs  # type: ignore[arg-type]
     assert logs == {"constant": 3.0, "constant_seen": 3.0}
+    two = Sum([Constant(student=3.0), Constant(student=4.0)], [2.0, 1.0])("student", None).logs  # type: ignore[arg-type]
+    assert two == {"constant": 3.0, "constant_seen": 3.0, "constant_2": 4.0, "constant_2_seen": 4.0}
 
 
 @pytest.mark.parametrize(("count", "weights"), [(2, [1.0]), (1, [1.0, 2.0]), (0, None)])

@@ -8,6 +8,7 @@ that is missing makes what depends on it *not computable*: never 0, as upstream 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,8 +118,13 @@ def out_of_range(scores: Mapping[str, float]) -> str:
 
 
 def _bad(value: Any) -> bool:
+    return not (is_finite(value) and 0 <= value <= 1)
+
+
+def is_finite(value: Any) -> bool:
+    """Whether a value of a JSON file is a number that a float can hold; NaN is none."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return not (number and 0 <= value <= 1)  # NaN is not either
+    return number and abs(value) <= sys.float_info.max
 
 
 def unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:

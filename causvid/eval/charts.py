@@ -166,12 +166,13 @@ def curves(
     total: int | None = None,
     note: str = "",
     exact: bool = False,
+    may_log: bool = True,
 ) -> Chart | None:
     """A chart of curves, each a list of (step, value) with finite values only; None where there are none.
 
-    The y axis is logarithmic where all values are positive and span a factor of LOG_FROM or more. A few stray values
-    must not flatten the rest: the axis covers the middle 99% and all medians, what is beyond is cut at the frame.
-    ``exact``: the points are drawn as they are, however many.
+    The y axis is logarithmic where all values are positive and span a factor of LOG_FROM or more, and it ``may_log``. A
+    few stray values must not flatten the rest: the axis covers the middle 99% and all medians, what is beyond is cut at
+    the frame. ``exact``: the points are drawn as they are, however many.
     """
     series = {label: points for label, points in series.items() if points}
     if not series:
@@ -184,7 +185,7 @@ def curves(
     trim = len(raw) // 200 if thin else 0
     medians = [y for points in smooth.values() for _, y in points]
     low, high = min(raw[trim], *medians), max(raw[-1 - trim], *medians)
-    log = low > 0 and high / low >= LOG_FROM
+    log = may_log and low > 0 and high / low >= LOG_FROM
     if not log:
         low = min(0.0, low) if low > 0 and low < 0.5 * high else low
         pad = 0.05 * (high - low) or 0.5 * abs(high) or 1.0

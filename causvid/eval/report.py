@@ -208,7 +208,9 @@ def training_charts(stage: str, training: Training) -> list[charts.Chart]:
         axis = AXES.get(name) or (AXES["gradient_norm"] if name.endswith("gradient_norm") else ("value", ""))
         note = DMD_LOSS if name == "loss" and "gradient" in grouped else axis[1]
         step = "update of the student" if stage == "distill" else "training step"
-        drawn.append(charts.curves(title[0].upper() + title[1:], axis[0], step, grouped[name], training.total, note))
+        title = title[0].upper() + title[1:]
+        may_log = name not in HELD_OUT.values()  # shares and decibels are read on a plain axis
+        drawn.append(charts.curves(title, axis[0], step, grouped[name], training.total, note, may_log=may_log))
     return [chart for chart in drawn if chart]
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from causvid.errors import UserError
 from causvid.eval.ablation import detectable_at
-from causvid.eval.aggregate import aggregate, read_scores
+from causvid.eval.aggregate import aggregate, is_finite, read_scores
 from causvid.eval.results import lacks, require_comparable, require_same_videos
 
 TOTALS = ("total", "quality", "semantic")
@@ -95,12 +94,6 @@ def ours(path: Path, found: dict[str, Any]) -> dict[str, Any]:
     if problems:
         raise UserError(f"{path} is no results.json of 'causvid eval videos': " + "; ".join(problems[:5]))
     return known
-
-
-def is_finite(value: Any) -> bool:
-    """Whether a value of a JSON file is a number that a float can hold."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return number and abs(value) <= sys.float_info.max
 
 
 def upstreams(path: Path) -> dict[str, Any]:

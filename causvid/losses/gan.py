@@ -94,6 +94,8 @@ class GAN:
 class Sum:
     """A weighted sum of losses, player by player; a player that only some of them have gets only theirs.
 
+    Each term is logged under its loss's name; the second of a kind as ``NAME_2``.
+
     Args:
         of: the losses.
         weights: one per loss; default all 1.
@@ -105,11 +107,14 @@ class Sum:
             raise ValueError(f"a sum needs one weight per loss, got {len(self.of)} losses, {len(self.weights)} weights")
         self.players = tuple(dict.fromkeys(player for loss in self.of for player in loss.players))
         self.needs = tuple(dict.fromkeys(need for loss in self.of for need in getattr(loss, "needs", ())))
+        kinds = [type(loss).__name__.lower() for loss in self.of]
+        again = [kinds[:i].count(kind) for i, kind in enumerate(kinds)]
+        self.names = [f"{kind}_{n + 1}" if n else kind for kind, n in zip(kinds, again, strict=True)]
 
     def __call__(self, player: str, scene: Scene) -> LossOutput:
         terms = [
-            (weight, type(loss).__name__.lower(), loss(player, scene))
-            for weight, loss in zip(self.weights, self.of, strict=True)
+            (weight, name, loss(player, scene))
+            for weight, name, loss in zip(self.weights, self.names, self.of, strict=True)
             if player in loss.players
         ]
         logs: dict[str, float | Tensor] = {}
