@@ -216,14 +216,6 @@ def test_the_number_of_processes_changes_no_mean():
         assert pool(order, "frames", "upstream") == pytest.approx(one)
 
 
-def test_every_frame_counts_for_appearance_style_on_any_number_of_processes():
-    frames = [0.1, 0.2, 0.6]
-    several = [frames[-1]]  # upstream, on several GPUs
-    assert sum(several) / len(several) != pytest.approx(sum(frames) / 3)
-    rows = [Judged("a", 0, sum(frames) / 3, 3)]
-    assert pool(rows, "clips_then_videos") == pytest.approx(0.3)
-
-
 def test_a_video_without_the_object_does_not_count_and_none_is_not_zero():
     rows = [Judged("a", 0, None), Judged("b", 0, 0.5)]
     assert pool(rows, "found_only") == 0.5 and pool(rows[:1], "found_only") is None and pool([], "frames") is None

@@ -156,5 +156,8 @@ table = {}
 for name, (_, videos) in found.items():
     factor = 100 if name == "imaging_quality" else 1
     table[name] = {Path(v["video_path"]).name: float(v["video_results"]) / factor for v in videos}
+# What upstream pools appearance style from on several GPUs.
+several = {Path(v["video_path"]).name: v["cur_sim"] for v in found["appearance_style"][1]}
+(WEIGHTS / "several_gpus.json").write_text(json.dumps(several))
 answers.write(json.dumps(table) + "\n")
 answers.close()
