@@ -114,9 +114,10 @@ def test_power_is_told_from_a_pilot_and_not_from_one_seed(tmp_path):
     weights.write_json(path, {"comparisons": findings("x", runs).as_json()})
     result = CliRunner().invoke(app, ["eval", "power", str(path), "--json"])
     found = json.loads(result.stdout)["ok"]
+    assert findings("x", runs).could_see == {"ok": pytest.approx(found["3"])}  # the page's own seeds
     for seeds in side_by_side.SEEDS:
         assert found[str(seeds)] == pytest.approx(detectable({"s": {"ok": values}}, mean_of("ok"), seeds))
-    assert found["2"] > found["3"] > found["5"] > found["10"]
+    assert found["2"] > found["3"] and found["5"] > found["10"]  # from five the prompts count, too
     assert "ok" in CliRunner().invoke(app, ["eval", "power", str(path)]).stdout
     with pytest.raises(UserError, match="a pilot needs two"):
         side_by_side.power(path, 2)

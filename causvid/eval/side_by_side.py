@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from causvid.errors import UserError
-from causvid.eval.ablation import detectable_at
+from causvid.eval.ablation import Spread, detectable_at
 from causvid.eval.aggregate import aggregate, is_finite, read_scores
 from causvid.eval.results import lacks, require_comparable, require_same_videos
 
@@ -136,9 +136,9 @@ def power(path: Path, arm: int) -> dict[str, dict[str, float]]:
         raise UserError(f"{path} is no sweep with an arm {arm}")
     group, out = groups[arm - 1], {}
     for measure, cell in group["measures"].items():
-        spread = cell.get("deviation")
-        if spread is not None and math.isfinite(spread):
-            out[measure] = {str(seeds): detectable_at(spread, seeds) for seeds in SEEDS}
+        of = Spread(*(cell.get(part) or math.nan for part in ("deviation", "prompt_deviation")))
+        if of.seeds > 0:  # seeds that agree to the last digit say nothing of their spread
+            out[measure] = {str(seeds): detectable_at(of, seeds) for seeds in SEEDS}
     if not out:
         raise UserError(
             f"arm {arm}, '{group['arm']}', has {group['seeds']} training seed: a pilot needs two or more, or the "

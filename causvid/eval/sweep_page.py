@@ -14,7 +14,7 @@ from torch import Tensor
 
 from causvid.errors import UserError
 from causvid.eval import ablation
-from causvid.eval.ablation import Arm, Difference, Statistic
+from causvid.eval.ablation import Arm, Difference, Spread, Statistic
 from causvid.eval.aggregate import half_score, total_score
 from causvid.eval.dimensions import dimensions, scales
 from causvid.eval.results import require_comparable
@@ -69,7 +69,7 @@ class Cell:
     high: float
     over: str
     difference: Difference | None
-    deviation: float = math.nan  # between training seeds
+    spread: Spread = field(default=Spread(math.nan, math.nan), kw_only=True)  # of its trainings
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,8 @@ class Findings:
         return [
             {"arm": group.label, "seeds": group.seeds, "latency_s": group.latency_s, "mark": self.mark,
              "measures": {name: {"mean": c.mean, "low": c.low, "high": c.high, "over": c.over,
-                                 "deviation": c.deviation, "to_base": c.difference.as_json() if c.difference else None}
+                                 "deviation": c.spread.seeds, "prompt_deviation": c.spread.prompts,
+                                 "to_base": c.difference.as_json() if c.difference else None}
                           for name, c in group.cells.items()}}
             for group in self.groups
         ]  # fmt: skip
@@ -227,13 +228,13 @@ def _cell(arm: Arm, statistic: Statistic, difference: Difference | None) -> Cell
         each, over = values[0][0], "prompts"
         low, high = interval(each.bool() if bool(((each == 0) | (each == 1)).all()) else each)
         return Cell(float(each.mean()), low, high, over, difference)
-    return Cell(mean, low, high, over, difference, ablation.deviation(arm, statistic))
+    return Cell(mean, low, high, over, difference, spread=ablation.spread(arm, statistic))
 
 
 def _could_see(arm: Arm, statistic: Statistic) -> float | None:
     """None of one seed, and where all seeds agree to the last digit, which says nothing of their spread."""
-    seeds = len(ablation.per_seed(arm, statistic))
-    return (ablation.detectable(arm, statistic, seeds) or None) if seeds > 1 else None
+    of, seeds = ablation.spread(arm, statistic), len(ablation.per_seed(arm, statistic))
+    return ablation.detectable_at(of, seeds) if of.seeds > 0 else None
 
 
 def number(value: float | None, places: int = 3) -> str:
