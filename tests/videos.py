@@ -39,9 +39,9 @@ def video(frames, times=None, fps=25, aspect=None):
     return buffer.getvalue()
 
 
-def turned(content, degrees):
-    """The same mp4 with a display matrix that asks a player to turn it clockwise."""
-    matrix = {90: (0, 1, -1, 0), 180: (-1, 0, 0, -1), 270: (0, -1, 1, 0)}[degrees]
+def turned(content, how):
+    """The same mp4 with a display matrix (a, b, c, d), or one that asks a player to turn it clockwise by degrees."""
+    matrix = {90: (0, 1, -1, 0), 180: (-1, 0, 0, -1), 270: (0, -1, 1, 0)}.get(how, how)
     a, b, c, d = (value << 16 for value in matrix)
     at = content.find(b"tkhd") + 4 + 40
     return content[:at] + struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30) + content[at + 36 :]

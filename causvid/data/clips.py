@@ -6,6 +6,7 @@ Frames are ``f h w 3`` uint8. The frame of a moment is the one that a player sho
 from __future__ import annotations
 
 import io
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -14,14 +15,23 @@ import av
 import numpy as np
 from av.container import InputContainer
 from av.error import FFmpegError
+from av.sidedata.sidedata import Type as SideDataType
 from av.video.frame import VideoFrame
 from av.video.reformatter import Colorspace, Interpolation
 from av.video.stream import VideoStream
 
 from causvid.data.pool import Refused
 
-BT601, LIMITED = 6, 1  # H.273 codes; what players assume of a small untagged video, written into the file all the same
+BT601, UNTAGGED, LIMITED = (
+    6,
+    2,
+    1,
+)  # H.273 codes; what players assume of a small untagged video, written into the file all the same
 MAX_PIXELS = 1 << 26  # of one frame
+# Containers in which a seek lands anywhere, or whose times are wrong after one: these are decoded from their beginning.
+UNSEEKABLE = {"avi", "mpeg", "mpegvideo"}
+BACK = (2.0, 10.0, 60.0)  # seconds; where a seek landed late, how far before it to try again
+TINY = Fraction(1, 1_000_000)  # seconds; starts and ends are binary fractions of what was written
 LEAST_FPS = 0.001  # rates are fractions with denominators of at most 1001
 # What a file may be, whatever its name says: no playlists and scripts, which name other files and addresses.
 FORMATS = "mov,matroska,avi,mpeg,mpegvideo,mpegts,flv,asf,ogg,gif,"
@@ -134,22 +144,74 @@ def _video(container: InputContainer) -> VideoStream:
 
 
 def moments(container: InputContainer, stream: VideoStream, start: float) -> Iterator[tuple[Fraction, VideoFrame]]:
-    """(seconds from the clip's beginning, frame), in the order they are shown, from the last key frame before start."""
+    """(seconds from the clip's beginning, frame), in the order they are shown, the first no later than ``start``."""
+    names = set(container.format.name.split(","))
+    ways = [0.0] if start <= 1 or names & UNSEEKABLE else [start, *(start - back for back in BACK if back < start), 0.0]
+    for way in ways:
+        if way or way is not ways[0]:
+            _seek(container, stream, way)
+        shown = _increasing(_timed(container, stream, in_packets="avi" in names), stream)
+        first = next(shown, None)
+        # A seek in a stream without an index may land late: on the key frame after what was asked for.
+        if way and (first is None or first[0] > start):
+            continue
+        if first is not None:
+            yield first
+            yield from shown
+        return
+
+
+def _seek(container: InputContainer, stream: VideoStream, start: float) -> None:
     base = stream.time_base or Fraction(1, 90_000)
-    zero = (stream.start_time or 0) * base
-    if start > 1:
-        try:
-            container.seek(int((zero + Fraction(start)) / base), stream=stream)
-        except FFmpegError:
-            container.seek(0)
-    period = 1 / stream.average_rate if stream.average_rate else Fraction(1, 25)
+    # The beginning is asked for by a time before it, or a seek that lands late would miss that, too.
+    place = Fraction(start or -BACK[-1])
+    try:
+        container.seek(int((stream.start_time or 0) + place / base), stream=stream)
+    except FFmpegError:
+        container.seek(0)
+
+
+def _period(stream: VideoStream) -> Fraction:
+    rate = stream.guessed_rate or stream.average_rate
+    return 1 / rate if rate else Fraction(1, 25)
+
+
+def _meant(time: Fraction, stream: VideoStream, tick: Fraction) -> Fraction:
+    """A time as it was before a container of coarse ticks rounded it: the frame's number times the period, if near."""
+    period = _period(stream)
+    even = round(time / period) * period
+    return even if abs(even - time) <= tick < period / 4 else time
+
+
+def _timed(
+    container: InputContainer, stream: VideoStream, in_packets: bool
+) -> Iterator[tuple[Fraction | None, VideoFrame]]:
+    """(seconds, where they are known, frame). ``in_packets``: the file has no times of display, only of its packets."""
+    base = stream.time_base or Fraction(1, 90_000)
+    zero: Fraction | None = None if in_packets else (stream.start_time or 0) * base
+    packets: deque[Fraction] = deque()  # frames are shown in another order than they are stored, at the same times
+    for packet in container.demux(stream):
+        if in_packets and packet.size and packet.dts is not None:
+            packets.append(packet.dts * base)
+            zero = packets[0] if zero is None else zero
+        for frame in packet.decode():
+            if in_packets:
+                yield (packets.popleft() - (zero or 0) if packets else None), frame
+            else:
+                time = None if frame.pts is None else frame.pts * (frame.time_base or base) - (zero or 0)
+                yield (None if time is None else _meant(time, stream, base)), frame
+
+
+def _increasing(
+    timed: Iterator[tuple[Fraction | None, VideoFrame]], stream: VideoStream
+) -> Iterator[tuple[Fraction, VideoFrame]]:
+    """The same, with a guess where no time is known, and without what is shown at no time of its own."""
     last: Fraction | None = None
     try:
-        for frame in container.decode(stream):
+        for known, frame in timed:
             if frame.is_corrupt:
                 raise Refused(f"is damaged near {float(last or 0):.2f} s")
-            guess = Fraction(0) if last is None else last + period
-            time = guess if frame.pts is None else frame.pts * (frame.time_base or base) - zero
+            time = known if known is not None else Fraction(0) if last is None else last + _period(stream)
             if last is None or time > last:
                 yield time, frame
                 last = time
@@ -167,11 +229,11 @@ def resampled(
     rate = Fraction(wanted.fps).limit_denominator(1001)
     targets = [Fraction(start) + k / rate for k in range(wanted.frames)]
     if end is not None:
-        targets = [time for time in targets if time < Fraction(end)]
+        targets = [time for time in targets if time + TINY < Fraction(end)]
     shown: VideoFrame | None = None
     place, last = 0, Fraction(0)
     for time, frame in moments(container, stream, start):
-        while place < len(targets) and targets[place] < time:
+        while place < len(targets) and targets[place] + TINY < time:
             yield shown or frame
             place += 1
         if place == len(targets):
@@ -180,23 +242,48 @@ def resampled(
     if shown is None:
         return
     length = shown.duration * shown.time_base if shown.duration and shown.time_base else None
-    until = last + (length or (1 / stream.average_rate if stream.average_rate else Fraction(1, 25)))
-    while place < len(targets) and targets[place] < until:
+    until = last + (length or _period(stream))
+    while place < len(targets) and targets[place] + TINY < until:
         yield shown
         place += 1
 
 
+def _orientation(frame: VideoFrame) -> tuple[bool, bool, bool]:
+    """(transposed, then upside down, then mirrored): how the file's display matrix asks for the frame to be shown."""
+    matrix = frame.side_data.get(SideDataType.DISPLAYMATRIX)
+    if matrix is None:
+        return False, False, False
+    a, b, _, c, d, *_ = np.frombuffer(matrix, np.int32).tolist()  # x' = a x + c y, y' = b x + d y
+    if abs(b) + abs(c) > abs(a) + abs(d):
+        return True, b < 0, c < 0
+    return False, d < 0, a < 0
+
+
+def _upright(image: np.ndarray, orientation: tuple[bool, bool, bool]) -> np.ndarray:
+    transposed, upside_down, mirrored = orientation
+    image = image.swapaxes(0, 1) if transposed else image
+    return image[:: -1 if upside_down else 1, :: -1 if mirrored else 1]
+
+
+def _rgb(frame: VideoFrame, height: int, width: int) -> np.ndarray:
+    """``h w 3``; swscale widens its filter when it shrinks: nothing aliases. Untagged, large video is BT.709."""
+    large = frame.width >= 1280 or frame.height > 576
+    assumed = Colorspace.ITU709 if frame.colorspace == UNTAGGED and large else None
+    return frame.reformat(
+        width, height, "rgb24", src_colorspace=assumed, interpolation=Interpolation.BICUBIC
+    ).to_ndarray()
+
+
 def fitted(frame: VideoFrame, pixel_aspect: Fraction, height: int, width: int) -> np.ndarray:
     """A frame upright, resized with antialiasing so that it covers the wanted size, and cropped at its middle."""
-    turns = round(frame.rotation / 90) % 4  # counterclockwise, as the file's display matrix asks
-    rows, columns = (height, width) if turns % 2 == 0 else (width, height)
+    orientation = _orientation(frame)
+    rows, columns = (width, height) if orientation[0] else (height, width)
     shown_width = frame.width * pixel_aspect
     scale = max(Fraction(rows, frame.height), Fraction(columns) / shown_width)
     size = max(rows, round(frame.height * scale)), max(columns, round(shown_width * scale))
-    # swscale widens its filter when it shrinks: nothing aliases.
-    small = frame.reformat(size[1], size[0], "rgb24", interpolation=Interpolation.BICUBIC).to_ndarray()
+    small = _rgb(frame, *size)
     top, left = (size[0] - rows) // 2, (size[1] - columns) // 2
-    return np.rot90(small[top : top + rows, left : left + columns], turns)
+    return _upright(small[top : top + rows, left : left + columns], orientation)
 
 
 def clip_frames(path: str, wanted: Wanted, start: float | None = None, end: float | None = None) -> np.ndarray:
@@ -215,7 +302,7 @@ def clip_frames(path: str, wanted: Wanted, start: float | None = None, end: floa
         for frame in resampled(container, stream, wanted, start or 0.0, end):
             if not images:
                 shown = Fraction(frame.width) * pixel_aspect / frame.height
-                size = wanted.nearest(1 / shown if round(frame.rotation / 90) % 2 else shown)
+                size = wanted.nearest(1 / shown if _orientation(frame)[0] else shown)
             images.append(fitted(frame, pixel_aspect, *size))
     if len(images) < wanted.frames:
         raise Refused(f"has {len(images)} frames at {wanted.fps:g} fps; {wanted.frames} are wanted")
@@ -228,14 +315,15 @@ def make_clip(path: str, wanted: Wanted, start: float | None, end: float | None)
 
 
 def all_frames(path: str) -> np.ndarray:
-    """Every frame of a clip as it is, ``f h w 3``.
+    """Every frame of a clip as it is shown, upright, ``f h w 3``.
 
     Raises:
         Refused: unreadable, damaged, or empty.
     """
     with _opened(path) as container:
         stream = _video(container)
-        images = [frame.to_ndarray(format="rgb24") for _, frame in moments(container, stream, 0.0)]
+        shown = moments(container, stream, 0.0)
+        images = [_upright(_rgb(frame, frame.height, frame.width), _orientation(frame)) for _, frame in shown]
     if not images:
         raise Refused("holds no frames")
     return np.stack(images)
