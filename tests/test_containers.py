@@ -96,6 +96,24 @@ def test_a_display_matrix_says_where_each_corner_goes(tmp_path, matrix):
         assert (np.sign(columns.mean() - shape[1] / 2), np.sign(rows.mean() - shape[0] / 2)) == (x, y)
 
 
+@pytest.mark.parametrize("degrees", [0, 90, 180, 270])
+def test_side_data_without_a_name_hides_no_turn(tmp_path, monkeypatch, degrees):
+    """PyAV refuses to list the side data of a frame that has some of a kind that it doesn't know."""
+    stored = np.zeros((2, 48, 64, 3), np.uint8)
+    stored[:, :24, :32] = 240
+    path = tmp_path / "clip.mp4"
+    path.write_bytes(turned(video(stored), degrees) if degrees else video(stored))
+    known = all_frames(str(path))
+    monkeypatch.setattr("causvid.data.clips.SideDataType", Unnamed())
+    assert np.array_equal(all_frames(str(path)), known)
+
+
+class Unnamed:
+    @property
+    def DISPLAYMATRIX(self):
+        raise ValueError("31 is not a valid Type")
+
+
 @pytest.mark.parametrize(("height", "width", "law"), [(720, 1280, Colorspace.ITU709), (480, 640, Colorspace.ITU601)])
 def test_untagged_video_is_read_by_its_size(tmp_path, height, width, law):
     """Large video is BT.709 where nothing is said, as players have it, and small video BT.601."""

@@ -31,6 +31,8 @@ MAX_PIXELS = 1 << 26  # of one frame
 # Containers in which a seek lands anywhere, or whose times are wrong after one: these are decoded from their beginning.
 UNSEEKABLE = {"avi", "mpeg", "mpegvideo"}
 BACK = (2.0, 10.0, 60.0)  # seconds; where a seek landed late, how far before it to try again
+# By counterclockwise turns: see _orientation.
+QUARTER_TURNS = ((False, False, False), (True, True, False), (False, True, True), (True, False, True))
 TINY = Fraction(1, 1_000_000)  # seconds; starts and ends are binary fractions of what was written
 LEAST_FPS = 0.001  # rates are fractions with denominators of at most 1001
 # What a file may be, whatever its name says: no playlists and scripts, which name other files and addresses.
@@ -250,7 +252,10 @@ def resampled(
 
 def _orientation(frame: VideoFrame) -> tuple[bool, bool, bool]:
     """(transposed, then upside down, then mirrored): how the file's display matrix asks for the frame to be shown."""
-    matrix = frame.side_data.get(SideDataType.DISPLAYMATRIX)
+    try:
+        matrix = frame.side_data.get(SideDataType.DISPLAYMATRIX)
+    except ValueError:  # other side data, of a kind that PyAV has no name for
+        return QUARTER_TURNS[round(frame.rotation / 90) % 4]
     if matrix is None:
         return False, False, False
     a, b, _, c, d, *_ = np.frombuffer(matrix, np.int32).tolist()  # x' = a x + c y, y' = b x + d y
