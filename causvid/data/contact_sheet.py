@@ -11,7 +11,8 @@ from einops import rearrange
 from torch import Tensor
 
 from causvid.data.clips import png
-from causvid.data.folders import Folder, cached
+from causvid.data.copies import cached
+from causvid.data.folders import Folder, apart
 from causvid.data.lmdb_store import Reader
 from causvid.data.pack import sound
 from causvid.data.rows import Row
@@ -34,8 +35,9 @@ def inspect(
         decoder: from the store's header to what decodes its latents, or None where nothing can; channels then show.
 
     Raises:
-        UserError: no store, or one that can't be read.
+        UserError: no store, or one that can't be read, or the target is, or lies in, the store.
     """
+    apart(source, target)
     output, path = Folder(target), cached(source)
     found = sound(path)
     if found["kind"] != "store":

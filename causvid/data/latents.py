@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from causvid.data.folders import Folder, cached
+from causvid.data.copies import cached
+from causvid.data.folders import Folder
 from causvid.data.lmdb_store import Reader
 from causvid.data.order import Order, place
 from causvid.data.rows import Row, padded, trimmed

@@ -26,7 +26,7 @@ import lmdb
 import numpy as np
 
 from causvid.data.lmdb_shard import OtherLayout, Shard, shard_folders, storage_error
-from causvid.data.rows import Entry, Row, canonical, check_fields, checksum, pack_row, parse_entry
+from causvid.data.rows import Entry, Row, canonical, check_fields, check_header, checksum, pack_row, parse_entry
 from causvid.errors import UserError
 
 FORMAT, VERSION = "causvid-store", 1
@@ -45,12 +45,14 @@ class Writer:
         header: ``fields`` and whatever identifies the content; must equal the one that is there.
 
     Raises:
+        ValueError: the header is none.
         UserError: the folder holds a store of another header, or can't be written.
     """
 
     def __init__(self, folder: Path, header: Mapping[str, Any]) -> None:
         self.folder = folder
         self.header = {"format": FORMAT, "version": VERSION, **header}
+        check_header(self.header)  # before anything is written
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -281,4 +283,8 @@ def _header(snapshot: lmdb.Transaction, folder: Path) -> dict[str, Any]:
         )
     if header.get("version") != VERSION:
         raise UserError(f"{folder} is a store of version {header.get('version')}; this program reads version {VERSION}")
+    try:
+        check_header(header)
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder}: its header is damaged ({error}); fetch or make it again") from error
     return header
