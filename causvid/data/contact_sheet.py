@@ -47,7 +47,7 @@ def inspect(
     tally = Tally(found["rows"], done=found["rows"] - len(found["damaged"]))
     for key, reason in found["damaged"].items():
         tally.put_aside(key, reason)
-    reader = Reader(path)
+    reader = Reader(path, whole=False)
     decode = decoder(reader.header)
     keys = [key for key in reader.entries if key not in found["damaged"]][:rows]
     if keys:

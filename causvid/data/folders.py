@@ -25,8 +25,8 @@ CHUNK = 1 << 20  # bytes
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "hf": "hf"}  # of ours, by kind of address
 # What filesystems tell of a file's content, their keys in small letters: tags and checksums, and times of change.
 TAGS = frozenset((
-    "etag", "md5", "md5hash", "md5checksum", "contentmd5", "crc", "crc32c", "checksum", "digest", "sha", "sha256", "hex",
-    "blobid", "generation", "versionid",
+    "etag", "md5", "md5hash", "md5checksum", "contentmd5", "crc", "crc32c", "checksum", "digest", "sha", "sha256",
+    "hex", "blobid", "generation", "versionid",
 ))  # fmt: skip
 TIMES = frozenset((
     "mtime", "modified", "lastmodified", "modify", "modifiedtime", "modificationtime", "lastwritetime", "updated",

@@ -158,16 +158,22 @@ class Reader:
     Rows can be read while another process writes; later rows are seen by a later reader. Each row's checksum is
     checked when the row is first read.
 
+    Args:
+        folder: the store.
+        whole: whether to refuse a store of which an index entry is damaged; else such rows are in ``broken`` alone.
+
     Attributes:
         header: the store's header.
         entries: what the index says of each row, by key, in the order of keys.
+        broken: keys of rows whose index entry is damaged, each with what is wrong.
 
     Raises:
         UserError: not a store, of a later version, damaged, or shards that don't belong together.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, whole: bool = True) -> None:
         self.folder = Path(folder)
+        self.broken: dict[str, str] = {}
         self._shards = [Shard.open(each) for each in shard_folders(self.folder)]
         self._snapshots, headers = [], []
         self._apart: dict[str, Any] = {}  # data of shards without a lock, found once: see _scan
@@ -177,9 +183,14 @@ class Reader:
             self._snapshots.append(snapshot)
             headers.append(header)
             for key, value in index:
-                if key in found:
+                if key in found or key in self.broken:
                     raise UserError(f"{folder}: row '{key}' is in two shards; pack them again into one store")
-                found[key] = (parse_entry(key, value), number)
+                try:
+                    found[key] = (parse_entry(key, value), number)
+                except UserError as error:
+                    if whole:
+                        raise UserError(f"{folder}: {error}") from error
+                    self.broken[key] = str(error)
         if any(header != headers[0] for header in headers):
             raise UserError(f"{folder}: its shards have different headers and don't belong together")
         self.header = headers[0]

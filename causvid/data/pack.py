@@ -89,9 +89,9 @@ def _source(source: str, shape: Sequence[int], times: Sequence[float]) -> tuple[
             raise UserError(TOLD_ALREADY)
         if found["rows"]:
             _finished(source, path, found)
-        reader = Reader(path)
+        reader = Reader(path, whole=False)
         header = {name: value for name, value in reader.header.items() if name not in ("format", "version")}
-        return header, len(reader), _stored(reader)
+        return header, found["rows"], _stored(reader)
     names = [name for name in sizes if name.startswith("latents/") and name.endswith(".safetensors")]
     if names and (shape or times):
         raise UserError(TOLD_ALREADY)
@@ -128,6 +128,7 @@ def _files(folder: Folder, names: Sequence[str]) -> Rows:
 
 
 def _stored(reader: Reader) -> Rows:
+    yield from reader.broken.items()
     for key in reader.entries:
         try:
             yield key, reader.row(key)

@@ -82,8 +82,8 @@ def parse_entry(key: str, value: bytes) -> Entry:
     try:
         content = json.loads(value[16:])
         places = {name: (str(np.dtype(d)), tuple(map(int, s)), int(o)) for name, (d, s, o) in content["fields"].items()}
-        return Entry(key, places, content["facts"], value[:16], value[16:])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return Entry(key, places, dict(content["facts"]), value[:16], value[16:])
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise UserError(f"row '{key}': its index entry is damaged; make the row again") from error
 
 
