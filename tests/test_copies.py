@@ -244,3 +244,16 @@ def test_verify_checks_what_is_there_and_not_its_copy(tmp_path, capsys):
 )
 def test_what_filesystems_tell_of_a_file(listed, told):
     assert marks(listed) == told if isinstance(told, dict) else marks(listed).keys() == told
+
+
+@pytest.mark.slow
+def test_an_object_store_tells_one_state_from_another(bucket):
+    folder = Folder(f"{bucket}/store")
+    folder.write("shard-0/data.mdb", b"one")
+    first = cached(folder.uri)
+    assert cached(folder.uri) == first
+    folder.write("shard-0/data.mdb", b"two")
+    second = cached(folder.uri)
+    assert second != first and (second / "shard-0" / "data.mdb").read_bytes() == b"two"
+    folder.write("shard-0/data.mdb", b"one")
+    assert cached(folder.uri) == first  # its tag is that of its content

@@ -206,7 +206,7 @@ def sound(path: Path) -> dict[str, Any]:
     with Pool(1, 24 * 3600.0) as pool:
         _, ok, found = next(iter(pool.map(survey, [path], lambda each: (str(each),))))
     if not ok:
-        raise UserError(f"{path} can't be read: {found}" if str(path) not in str(found) else found)
+        raise UserError(found if str(path) in str(found) else f"{path} can't be read: {found}; fetch or make it again")
     return found
 
 
