@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from typing import Any
 
 import fsspec
 import numpy as np
@@ -16,7 +17,9 @@ from causvid.data import copies, digest
 from causvid.data.copies import cached
 from causvid.data.folders import Folder, marks
 from causvid.data.lmdb_store import Reader, Writer
+from causvid.data.manifest import Clip, Given
 from causvid.data.rows import Row
+from causvid.data.sources import origin
 from causvid.errors import UserError
 
 FIELDS = {"latents": {"dtype": "float16", "shape": [2, 4, 8, 8]}}
@@ -33,7 +36,7 @@ class Silent(MemoryFileSystem):
         return super()._strip_protocol(path.removeprefix(f"{cls.protocol}:/"))
 
     def find(self, path, maxdepth=None, withdirs=False, detail=False, **more):
-        found = super().find(path, maxdepth, withdirs, detail=True, **more)
+        found: Any = super().find(path, maxdepth, withdirs, detail=True, **more)
         return {name: {**facts, "created": None} for name, facts in found.items()} if detail else list(found)
 
     def info(self, path, **more):
@@ -244,6 +247,16 @@ def test_verify_checks_what_is_there_and_not_its_copy(tmp_path, capsys):
 )
 def test_what_filesystems_tell_of_a_file(listed, told):
     assert marks(listed) == told if isinstance(told, dict) else marks(listed).keys() == told
+
+
+@pytest.mark.parametrize("kind", ["memory", "tagged"])
+def test_the_source_of_a_clip_is_known_by_the_same(kind):
+    folder = Folder(f"{kind}://source")
+    given, found = Given(folder), []
+    for content in (b"one", b"two"):
+        folder.write("a.mp4", content)
+        found.append(origin(given, Clip("a", "a.mp4")))
+    assert found[0] != found[1] == origin(given, Clip("a", "a.mp4")) and found[0]["size"] == "3"
 
 
 @pytest.mark.slow
