@@ -21,6 +21,7 @@ from videos import levels, sound, video
 
 from causvid.data import pack as packing
 from causvid.data.clips import png
+from causvid.data.digest import finish
 from causvid.data.encode import from_file, to_file
 from causvid.data.folders import Folder
 from causvid.data.lmdb_store import Writer
@@ -228,6 +229,7 @@ def test_stores(tmp_path, call):
     """Each is refused, or lists its damaged rows."""
     with Writer(tmp_path / "s", {"fields": FIELDS}) as writer:
         writer.add([row(number) for number in range(8)])
+    finish(tmp_path / "s")
     packing.pack(str(tmp_path / "s"), str(tmp_path / "whole"))
     content = (tmp_path / "whole" / "data.mdb").read_bytes()
     told_by = (tmp_path / "whole" / "digest.json").read_bytes()
@@ -276,6 +278,7 @@ def test_what_the_commands_remember(tmp_path, call):
     clip = next((out / "clips").iterdir()).read_bytes()
     with Writer(tmp_path / "s", {"fields": FIELDS}) as writer:
         writer.add([row(0)])
+    finish(tmp_path / "s")
     packing.pack(str(tmp_path / "s"), str(tmp_path / "store"))
     for path in (out / "recipe.json", record, tmp_path / "store" / "digest.json"):
         whole = path.read_bytes()

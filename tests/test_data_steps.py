@@ -30,7 +30,7 @@ from causvid.data import pack as packing
 from causvid.data import steps
 from causvid.data.clips import Wanted
 from causvid.data.encode import encode, from_file
-from causvid.data.folders import Folder, cached
+from causvid.data.folders import Folder
 from causvid.data.latents import load
 from causvid.data.lmdb_store import Reader
 from causvid.data.tally import Tally
@@ -344,29 +344,6 @@ def test_a_clip_that_is_not_the_one_of_the_manifest_is_put_aside(base, tmp_path)
         assert tally.as_json() == {"given": 2, "done": 1, "skipped": 0, "quarantined": 1}, name
         (row,) = tally.quarantine
         assert row["clip"] == "b.mp4" and "its SHA-256 is not the one in the manifest" in row["reason"]
-
-
-def test_copies_of_remote_stores_are_kept_and_bounded(tmp_path, monkeypatch):
-    monkeypatch.setenv("CAUSVID_CACHE", str(tmp_path))
-    monkeypatch.setenv("CAUSVID_CACHE_GB", "0.0000035")
-    for name in "abcd":
-        Folder(f"memory://cached/{name}").write("data", name.encode() * 1000)
-    places = [cached(f"memory://cached/{name}") for name in "abc"]
-    assert [(place / "data").read_bytes()[:1] for place in places] == [b"a", b"b", b"c"]
-    assert cached("memory://cached/a") == places[0]
-    cached("memory://cached/d")
-    assert (places[0] / "data").exists() and not (places[1] / "data").exists()  # the one unused for longest
-    Folder("memory://cached/big").write("data", b"x" * 4000)
-    with pytest.raises(UserError, match="CAUSVID_CACHE_GB"):
-        cached("memory://cached/big")
-
-
-def test_a_cache_limit_that_is_no_number_is_one_error(monkeypatch):
-    Folder("memory://limited").write("data.mdb", b"x")
-    for wrong in ("lots", "nan", "-1"):
-        monkeypatch.setenv("CAUSVID_CACHE_GB", wrong)
-        with pytest.raises(UserError, match=f"CAUSVID_CACHE_GB: expected a number.*{wrong}"):
-            packing.verify("memory://limited")
 
 
 def content(folder):

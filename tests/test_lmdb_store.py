@@ -80,6 +80,16 @@ def test_the_same_row_twice_is_a_duplicate_and_another_of_its_key_is_refused(tmp
     assert list(Reader(tmp_path / "s").entries) == ["clip-001", "clip-002"]  # the transaction was dropped whole
 
 
+def test_rows_that_are_added_together_are_one_transaction(tmp_path):
+    """So no reader can see some of them: LMDB shows what is committed, and numbers its transactions."""
+    with Writer(tmp_path / "s", HEADER) as writer:
+        number = lambda: writer._shard.environment.info()["last_txnid"]  # noqa: E731
+        before = number()
+        for first in range(0, 6, 2):
+            writer.add([row(first), row(first + 1)])
+        assert number() == before + 3
+
+
 def test_the_map_grows_by_itself(tmp_path):
     big = {"fields": {"latents": {"dtype": "float16", "shape": [None, None]}}}
     rows = [Row(f"r{n}", {"latents": np.full((1024, 1024), n, np.float16)}) for n in range(6)]

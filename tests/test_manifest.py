@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 
 import pytest
+from commands import command
 
 from causvid.data import manifest
 from causvid.data.folders import Folder
@@ -106,7 +108,8 @@ BAD = {
     "home": {"path": "~/a.mp4"}, "nul": {"path": "a\0.mp4"}, "chain": {"path": "zip::a.mp4"}, "none": {"caption": "x"},
     "empty": {"path": ""}, "number": {"path": 5}, "caption": {"path": "a.mp4", "caption": {"a": 1}},
     "long": {"path": "a.mp4", "caption": "x" * 10_001}, "start": {"path": "a.mp4", "start": -1},
-    "nan": {"path": "a.mp4", "start": "nan"}, "order": {"path": "a.mp4", "start": 3, "end": 2},
+    "nan": {"path": "a.mp4", "start": "nan"}, "beyond": {"path": "a.mp4", "start": 10**400},
+    "user": {"path": "~u/a.mp4"}, "order": {"path": "a.mp4", "start": 3, "end": 2},
     "true": {"path": "a.mp4", "end": True}, "id": {"path": "a.mp4", "id": "../../x"},
     "key": {"path": "a.mp4", "captoin": "a cat"},
     "hash": {"path": "a.mp4", "sha256": "xyz"}, "list": ["a.mp4"], "text": "a.mp4", "null": None,
@@ -119,6 +122,33 @@ def test_a_bad_row_is_told_and_the_others_go_on(tmp_path, name):
     given = manifest.read(write(tmp_path, "m.jsonl", "".join(json.dumps(row) + "\n" for row in rows)))
     assert [clip.path for clip in given.clips] == ["b.mp4"]
     assert len(given.refused) == 1 and given.refused[0][1] and given.count == 2
+
+
+@pytest.mark.parametrize("name", ["m.jsonl", "m.json"])
+def test_a_number_beyond_any_costs_its_row(tmp_path, name, capsys):
+    row = '{"path": "a.mp4", "caption": "x", "%s": 1' + "0" * 400 + "}"
+    rows = [row % "start", row % "end", '{"path": "b.mp4", "caption": "y"}']
+    source = write(tmp_path, name, "\n".join(rows) if name == "m.jsonl" else f"[{', '.join(rows)}]")
+    status, counts, _ = command(capsys, "download", source, tmp_path / "out")
+    assert (status, counts["done"], counts["quarantined"]) == (3, 1, 2)
+
+
+def test_a_tilde_leads_out_at_the_beginning_alone(tmp_path):
+    (tmp_path / "b~1.mp4").write_bytes(b"x")
+    (tmp_path / "c~").mkdir()
+    (tmp_path / "c~" / "~d.mp4").write_bytes(b"x")
+    given = manifest.read(write(tmp_path, "m.csv", "path,caption\nb~1.mp4,a\nc~/~d.mp4,b\n~/e.mp4,c\n~e.mp4,d\n"))
+    assert [clip.path for clip in given.clips] == ["b~1.mp4", "c~/~d.mp4"]
+    assert [name for name, _ in given.refused] == ["row 3", "row 4"]
+
+
+def test_a_checksum_in_capitals_is_the_same(tmp_path, capsys):
+    digest = hashlib.sha256(b"x").hexdigest()
+    rows = f"path,caption,sha256\na.mp4,a,{digest.upper()}\nb.mp4,b,{digest}\na.mp4,a,{digest}\n"
+    source = write(tmp_path, "m.csv", rows)
+    assert [clip.sha256 for clip in manifest.read(source).clips] == [digest] * 2
+    status, counts, _ = command(capsys, "download", source, tmp_path / "out")
+    assert (status, counts["done"], counts["skipped"]) == (0, 2, 1)
 
 
 def test_a_row_of_a_csv_that_ends_early_is_told(tmp_path):

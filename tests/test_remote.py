@@ -7,9 +7,12 @@ import functools
 import http.server
 import json
 import os
+import re
 import threading
 import time
+import tomllib
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from commands import command
@@ -17,7 +20,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from videos import levels, video
 
 from causvid.data import remote
-from causvid.data.folders import Folder
+from causvid.data.folders import EXTRAS, Folder, told
 from causvid.errors import UserError
 
 FORM = ["--height", "16", "--width", "16", "--frames", "5", "--fps", "10", "--workers", "1"]
@@ -157,6 +160,15 @@ def test_latents_of_a_clip_that_can_not_be_read_now_stay(film, tmp_path, monkeyp
     assert "hung up" in (tmp_path / "latents" / "quarantine.jsonl").read_text()
     assert kept(tmp_path) == before
     assert command(capsys, *arguments)[1]["done"] == 1 and kept(tmp_path) != before
+
+
+@pytest.mark.parametrize("address", ["s3://bucket/x", "gs://bucket/x", "hf://owner/name"])
+def test_an_address_whose_package_is_missing_tells_what_to_install(address):
+    extra = re.escape(f"pip install 'causvid[{address[:2]}]'")
+    with pytest.raises(UserError, match=f"^{address}: .*{extra} .no module"), told(address):
+        raise ImportError("no module")
+    options = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
+    assert set(EXTRAS.values()) <= set(options["optional-dependencies"])
 
 
 @pytest.mark.parametrize("seconds", ["inf", "1e20", "nan", "0", "-3"])

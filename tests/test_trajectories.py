@@ -71,6 +71,7 @@ def test_other_stores_and_times_are_refused(tmp_path):
         opened(tmp_path / "nowhere")
     with Writer(tmp_path / "latents", {"fields": {"latents": {"dtype": "float16", "shape": [3, 2, 4, 4]}}}):
         pass
+    finish(tmp_path / "latents")
     with pytest.raises(UserError, match="holds latents and no trajectories"):
         opened(tmp_path / "latents")
     stored(tmp_path / "s", torch.tensor([1.0, 0.4, 0.9, 0.0]))

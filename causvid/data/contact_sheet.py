@@ -11,7 +11,8 @@ from einops import rearrange
 from torch import Tensor
 
 from causvid.data.clips import png
-from causvid.data.folders import Folder, cached
+from causvid.data.copies import cached
+from causvid.data.folders import Folder, apart
 from causvid.data.lmdb_store import Reader
 from causvid.data.pack import sound
 from causvid.data.rows import Row
@@ -34,8 +35,9 @@ def inspect(
         decoder: from the store's header to what decodes its latents, or None where nothing can; channels then show.
 
     Raises:
-        UserError: no store, or one that can't be read.
+        UserError: no store, or one that can't be read, or the target is, or lies in, the store.
     """
+    apart(source, target)
     output, path = Folder(target), cached(source)
     found = sound(path)
     if found["kind"] != "store":
@@ -45,7 +47,7 @@ def inspect(
     tally = Tally(found["rows"], done=found["rows"] - len(found["damaged"]))
     for key, reason in found["damaged"].items():
         tally.put_aside(key, reason)
-    reader = Reader(path)
+    reader = Reader(path, whole=False)
     decode = decoder(reader.header)
     keys = [key for key in reader.entries if key not in found["damaged"]][:rows]
     if keys:

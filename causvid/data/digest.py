@@ -2,14 +2,44 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import xxhash
 
 from causvid.data.folders import CHUNK, Folder
 from causvid.data.lmdb_store import Reader
+from causvid.errors import UserError
 
 NAME = "digest.json"
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a store was finished with: the digest over all rows, their number, a checksum per file."""
+
+    digest: str
+    rows: int
+    files: dict[str, str]
+
+
+def read(store: Path, name: str) -> Finished:
+    """What the mark of a store says.
+
+    Args:
+        name: the store, for messages.
+
+    Raises:
+        UserError: there is none, as its pack was stopped, or it is damaged.
+    """
+    try:
+        told = json.loads((store / NAME).read_bytes())
+        return Finished(str(told["digest"]), int(told["rows"]), {str(key): str(s) for key, s in told["files"].items()})
+    except FileNotFoundError as error:
+        raise UserError(f"{name} is not finished: it has no {NAME}; run 'causvid data pack' again") from error
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise UserError(f"{name}/{NAME} is damaged; run 'causvid data pack' again") from error
 
 
 def file_sum(path: Path) -> str:

@@ -6,16 +6,13 @@ A file is written whole or not at all, here and on object stores. What a filesys
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
-import math
 import os
 import platform
-import shutil
-import time
+import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -25,7 +22,16 @@ from fsspec.implementations.local import LocalFileSystem
 from causvid.errors import UserError
 
 CHUNK = 1 << 20  # bytes
-CACHE_GB = 50.0
+EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "hf": "hf"}  # of ours, by kind of address
+# What filesystems tell of a file's content, their keys in small letters: tags and checksums, and times of change.
+TAGS = frozenset((
+    "etag", "md5", "md5hash", "md5checksum", "contentmd5", "crc", "crc32c", "checksum", "digest", "sha", "sha256",
+    "hex", "blobid", "generation", "versionid",
+))  # fmt: skip
+TIMES = frozenset((
+    "mtime", "modified", "lastmodified", "modify", "modifiedtime", "modificationtime", "lastwritetime", "updated",
+    "created",
+))  # fmt: skip
 
 
 @contextmanager
@@ -38,7 +44,9 @@ def told(name: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise UserError(f"{name} does not exist") from error
     except ImportError as error:
-        raise UserError(f"{name}: this kind of address needs another package: {error}") from error
+        extra = EXTRAS.get(name.partition("://")[0])
+        hint = f": pip install 'causvid[{extra}]'" if extra else ""
+        raise UserError(f"{name}: this kind of address needs another package{hint} ({error})") from error
     except Exception as error:  # clients of object stores raise types of their own
         if getattr(error, "errno", None) == errno.ENOSPC:
             raise UserError(f"{name} can't be written: the disk is full; make room and run it again") from error
@@ -104,16 +112,20 @@ class Folder:
     def write_json(self, name: str, value: Any) -> None:
         self.write(name, (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())
 
-    def sizes(self) -> dict[str, int]:
-        """Every file below the folder with its size in bytes, but for hidden ones; nothing where there is no folder."""
+    def facts(self) -> dict[str, dict[str, Any]]:
+        """Every file below the folder with what a listing tells of it, but for hidden ones; nothing for no folder."""
         with told(self.uri):
             self.fs.invalidate_cache()
             if not self.fs.exists(self.path):
                 return {}
             found = self.fs.find(self.path, detail=True)
         start = len(self.path.rstrip("/")) + 1
-        names = {path[start:]: int(facts["size"] or 0) for path, facts in found.items()}
+        names = {path[start:]: facts for path, facts in found.items()}
         return {name: names[name] for name in sorted(names) if not any(p.startswith(".") for p in name.split("/"))}
+
+    def sizes(self) -> dict[str, int]:
+        """Every file below the folder with its size in bytes, but for hidden ones; nothing where there is no folder."""
+        return {name: int(facts["size"] or 0) for name, facts in self.facts().items()}
 
     def clear_partials(self) -> None:
         """Remove what killed processes of this machine left half-written; those of living ones stay."""
@@ -158,6 +170,13 @@ class Folder:
             yield copy
         finally:
             copy.unlink(missing_ok=True)
+
+
+def marks(facts: Mapping[str, Any]) -> dict[str, str]:
+    """What a filesystem tells of a file's content: its tags and checksums or, where there are none, its times."""
+    plain = {re.sub("[^a-z0-9]", "", key.lower()): str(value) for key, value in facts.items() if value}
+    tags, times = ({key: plain[key] for key in sorted(plain) if key in kind} for kind in (TAGS, TIMES))
+    return tags or times
 
 
 def _lives(process: int) -> bool:
@@ -207,78 +226,3 @@ def apart(source: str, target: str, inside: bool = False) -> None:
         raise UserError(f"{target}: OUTPUT is the same place as INPUT; choose another folder")
     if right.startswith(f"{left}/") and not inside:
         raise UserError(f"{target}: OUTPUT lies inside INPUT, and would be read as a part of it; choose another folder")
-
-
-def _cache_limit() -> float:
-    told_by = os.environ.get("CAUSVID_CACHE_GB") or CACHE_GB
-    try:
-        gigabytes = float(told_by)
-    except ValueError:
-        gigabytes = math.nan
-    if not gigabytes >= 0:
-        raise UserError(
-            f"CAUSVID_CACHE_GB: expected a number of gigabytes, 0 or more, got {told_by!r}; mend or unset it"
-        )
-    return gigabytes * 1e9
-
-
-def cached(uri: str) -> Path:
-    """A folder as a local one: itself, or a copy that is fetched once.
-
-    Copies lie in ``CAUSVID_CACHE`` (default ``~/.cache/causvid``); those unused for longest are deleted once all
-    together exceed ``CAUSVID_CACHE_GB`` (default 50).
-
-    Raises:
-        UserError: it can't be fetched, is larger than the cache may be, or ``CAUSVID_CACHE_GB`` is no number.
-    """
-    folder = Folder(uri)
-    if folder.is_local:
-        return Path(folder.path)
-    limit = _cache_limit()
-    sizes = folder.sizes()
-    if not sizes:
-        raise UserError(f"{uri} does not exist, or is empty")
-    root = Path(os.environ.get("CAUSVID_CACHE") or Path.home() / ".cache" / "causvid")
-    if sum(sizes.values()) > limit:
-        raise UserError(
-            f"{uri} has {sum(sizes.values()) / 1e9:.1f} GB; the cache takes {limit / 1e9:g}: CAUSVID_CACHE_GB"
-        )
-    # A copy is known by what it is a copy of: a store that was written again is fetched again.
-    state = json.dumps([uri, sizes, folder.read("digest.json").decode() if "digest.json" in sizes else ""])
-    place = root / hashlib.sha256(state.encode()).hexdigest()[:24]
-    with told(uri), _alone(place):
-        if not (place / ".complete").exists():
-            partial = root / f".{place.name}"
-            shutil.rmtree(partial, ignore_errors=True)
-            _make_room(root, limit - sum(sizes.values()))
-            for name in sizes:
-                (partial / name).parent.mkdir(parents=True, exist_ok=True)
-                folder.fs.get_file(folder.join(name), str(partial / name))
-            (partial / ".complete").write_text(uri)
-            partial.rename(place)
-        os.utime(place / ".complete", (time.time(), time.time()))
-    return place
-
-
-@contextmanager
-def _alone(place: Path) -> Iterator[None]:
-    """One process fetches, the others wait and find the copy; a lock ends with its process."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with (place.parent / f"{place.name}.lock").open("w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
-
-
-def _make_room(root: Path, limit: float) -> None:
-    for partial in root.glob(".*"):  # of fetches that were killed: nobody holds their lock
-        with (root / f"{partial.name[1:]}.lock").open("w") as stream, suppress(BlockingIOError):
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(partial, ignore_errors=True)
-    copies = sorted(root.glob("*/.complete"), key=lambda path: path.stat().st_mtime)
-    sizes = {path.parent: sum(f.stat().st_size for f in path.parent.rglob("*") if f.is_file()) for path in copies}
-    total = sum(sizes.values())
-    for place, size in sizes.items():
-        if total <= limit:
-            return
-        shutil.rmtree(place, ignore_errors=True)
-        total -= size

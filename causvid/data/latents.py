@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from causvid.data.folders import Folder, cached
+from causvid.data import digest
+from causvid.data.copies import cached
+from causvid.data.folders import Folder
 from causvid.data.lmdb_store import Reader
 from causvid.data.order import Order, place
 from causvid.data.rows import Row, padded, trimmed
@@ -132,7 +134,7 @@ class StoreDataset:
 
 def digest_file(path: str) -> tuple[Path, ...]:
     """The file that tells a store's content; none as long as there is no finished store."""
-    return (cached(path) / "digest.json",) if Folder(path).exists("digest.json") else ()
+    return (cached(path) / digest.NAME,) if Folder(path).exists(digest.NAME) else ()
 
 
 def open_store(path: str, expected: Mapping[str, Any], where: str) -> Reader:
@@ -144,14 +146,17 @@ def open_store(path: str, expected: Mapping[str, Any], where: str) -> Reader:
         where: the spec's key, for messages.
 
     Raises:
-        UserError: there is none, or another codec or text encoder made it.
+        UserError: there is none, it is not finished, or another codec or text encoder made it.
     """
     if not Folder(path).exists():
         raise UserError(
             f"{where}: there is no store at {path}; make it with 'causvid data process', 'encode' and 'pack' "
             f"(docs/data.md), or give another path"
         )
-    reader = Reader(cached(path))
+    place = cached(path)
+    if not (place / digest.NAME).is_file():  # it may lack rows, and an experiment could not know its data
+        raise UserError(f"{where}: {path} is not finished: it has no {digest.NAME}; run 'causvid data pack' again")
+    reader = Reader(place)
     for name, wanted in expected.items():
         there = reader.header.get(name)
         told = None if there is None else {k: v for k, v in there.items() if k not in ("source", "files")}

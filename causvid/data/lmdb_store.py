@@ -26,7 +26,7 @@ import lmdb
 import numpy as np
 
 from causvid.data.lmdb_shard import OtherLayout, Shard, shard_folders, storage_error
-from causvid.data.rows import Entry, Row, canonical, check_fields, checksum, pack_row, parse_entry
+from causvid.data.rows import Entry, Row, canonical, check_fields, check_header, checksum, pack_row, parse_entry
 from causvid.errors import UserError
 
 FORMAT, VERSION = "causvid-store", 1
@@ -45,12 +45,14 @@ class Writer:
         header: ``fields`` and whatever identifies the content; must equal the one that is there.
 
     Raises:
+        ValueError: the header is none.
         UserError: the folder holds a store of another header, or can't be written.
     """
 
     def __init__(self, folder: Path, header: Mapping[str, Any]) -> None:
         self.folder = folder
         self.header = {"format": FORMAT, "version": VERSION, **header}
+        check_header(self.header)  # before anything is written
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -156,16 +158,22 @@ class Reader:
     Rows can be read while another process writes; later rows are seen by a later reader. Each row's checksum is
     checked when the row is first read.
 
+    Args:
+        folder: the store.
+        whole: whether to refuse a store of which an index entry is damaged; else such rows are in ``broken`` alone.
+
     Attributes:
         header: the store's header.
         entries: what the index says of each row, by key, in the order of keys.
+        broken: keys of rows whose index entry is damaged, each with what is wrong.
 
     Raises:
         UserError: not a store, of a later version, damaged, or shards that don't belong together.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, whole: bool = True) -> None:
         self.folder = Path(folder)
+        self.broken: dict[str, str] = {}
         self._shards = [Shard.open(each) for each in shard_folders(self.folder)]
         self._snapshots, headers = [], []
         self._apart: dict[str, Any] = {}  # data of shards without a lock, found once: see _scan
@@ -175,9 +183,14 @@ class Reader:
             self._snapshots.append(snapshot)
             headers.append(header)
             for key, value in index:
-                if key in found:
+                if key in found or key in self.broken:
                     raise UserError(f"{folder}: row '{key}' is in two shards; pack them again into one store")
-                found[key] = (parse_entry(key, value), number)
+                try:
+                    found[key] = (parse_entry(key, value), number)
+                except UserError as error:
+                    if whole:
+                        raise UserError(f"{folder}: {error}") from error
+                    self.broken[key] = str(error)
         if any(header != headers[0] for header in headers):
             raise UserError(f"{folder}: its shards have different headers and don't belong together")
         self.header = headers[0]
@@ -281,4 +294,8 @@ def _header(snapshot: lmdb.Transaction, folder: Path) -> dict[str, Any]:
         )
     if header.get("version") != VERSION:
         raise UserError(f"{folder} is a store of version {header.get('version')}; this program reads version {VERSION}")
+    try:
+        check_header(header)
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder}: its header is damaged ({error}); fetch or make it again") from error
     return header

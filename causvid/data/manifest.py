@@ -288,9 +288,9 @@ def clip_of(row: Any, local: bool) -> Clip:
     if not isinstance(identifier, str) or not IDENTIFIER.fullmatch(identifier):
         raise ValueError("id: expected up to 128 letters, digits, '.', '_' and '-', the first a letter or digit")
     sha256 = facts.get("sha256")
-    if sha256 is not None and not (isinstance(sha256, str) and re.fullmatch("[0-9a-f]{64}", sha256)):
-        raise ValueError("sha256: expected 64 hexadecimal digits")
-    return Clip(identifier, path, caption, start, end, sha256)
+    if sha256 is not None and not (isinstance(sha256, str) and re.fullmatch("[0-9a-fA-F]{64}", sha256)):
+        raise ValueError(f"sha256: expected 64 hexadecimal digits, got {str(sha256)[:80]!r}")
+    return Clip(identifier, path, caption, start, end, None if sha256 is None else sha256.lower())
 
 
 def _unknown(keys: Iterable[Any]) -> str:
@@ -312,7 +312,7 @@ def _check_path(path: str, local: bool) -> None:
     if any(ord(character) < 32 for character in path):
         raise ValueError("path: holds control characters")
     parts = re.split(r"[/\\]", path)
-    if ".." in parts or "~" in parts[0]:
+    if ".." in parts or parts[0].startswith("~"):
         raise ValueError("path: must not lead out of the manifest's folder ('..', '~')")
     if path.endswith(("/", "\\")):
         raise ValueError("path: names a folder, not a file")
@@ -328,7 +328,7 @@ def _seconds(name: str, value: Any) -> float | None:
         return None
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):  # the last for whole numbers beyond any float
         number = math.nan
     if isinstance(value, bool) or not (0 <= number < 1e7):
         raise ValueError(f"{name}: expected seconds, 0 or more, got {str(value)[:80]!r}")

@@ -122,10 +122,13 @@ class Pool:
         except BrokenProcessPool:
             # One input took the pool with it: those that were under way are tried alone, and the culprit is found.
             with self._new(1) as alone:
+                begin = time.monotonic()
                 try:
                     return item, *alone.submit(_limited, self.seconds, function, given).result()
                 except BrokenProcessPool:
-                    return item, False, f"the worker crashed, or took more than {self.seconds:g} s"
+                    if time.monotonic() - begin < self.seconds:
+                        return item, False, "the worker crashed"
+                    return item, False, f"the worker took more than {self.seconds:g} s, or crashed"
 
     def __enter__(self) -> Pool:
         return self

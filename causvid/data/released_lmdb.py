@@ -27,6 +27,9 @@ class Released:
         shape: shape of one row, where the file does not hold it.
         times: times of the states, for ODE pairs, from noise (1) to data (0).
 
+    Attributes:
+        promised: how many rows it says that it has; 0 where it does not say.
+
     Raises:
         UserError: not of this layout, or shape or times are missing or do not fit.
     """
@@ -39,6 +42,8 @@ class Released:
                 self.numbers = sorted(_numbers(transaction))
         except (lmdb.Error, OSError) as error:
             raise storage_error(folder, error) from error
+        first = told.split()[:1]
+        self.promised = int(first[0]) if first and first[0].isdigit() else 0
         try:
             self.shape = tuple(shape) or tuple(int(size) for size in told.split())[1:]
         except ValueError as error:

@@ -82,9 +82,52 @@ def parse_entry(key: str, value: bytes) -> Entry:
     try:
         content = json.loads(value[16:])
         places = {name: (str(np.dtype(d)), tuple(map(int, s)), int(o)) for name, (d, s, o) in content["fields"].items()}
-        return Entry(key, places, content["facts"], value[:16], value[16:])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return Entry(key, places, dict(content["facts"]), value[:16], value[16:])
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise UserError(f"row '{key}': its index entry is damaged; make the row again") from error
+
+
+def check_header(header: Mapping[str, Any]) -> None:
+    """Whether a header has the form that readers of a store count on.
+
+    Raises:
+        ValueError: what is wrong with it.
+    """
+    canonical(header)  # numbers that are not finite
+    fields = header.get("fields")
+    if not isinstance(fields, Mapping) or not all(_is_field(each) for each in fields.values()):
+        raise ValueError("fields: expected dtype and shape of each")
+    for name in ("codec", "text_encoder"):
+        if not isinstance(header.get(name), Mapping | None):
+            raise ValueError(f"{name}: expected a mapping, got {str(header[name])[:80]!r}")
+    for name in ("text_length", "text_dim"):
+        if name in header and not _is_size(header[name]):
+            raise ValueError(f"{name}: expected a whole number of at least 1, got {str(header[name])[:80]!r}")
+    if not isinstance(header.get("times", []), list) or not all(map(_is_number, header.get("times", []))):
+        raise ValueError(f"times: expected numbers, got {str(header['times'])[:80]!r}")
+    free = header.get("unconditional")
+    if free is not None:
+        length, dim = header["text_length"], header["text_dim"]
+        rows = isinstance(free, list) and len(free) <= length and all(isinstance(row, list) for row in free)
+        if not rows or not all(len(row) == dim and all(map(_is_number, row)) for row in free):
+            raise ValueError(f"unconditional: expected at most {length} rows of {dim} numbers")
+
+
+def _is_field(field: Any) -> bool:
+    return (
+        isinstance(field, Mapping)
+        and field.get("dtype") in DTYPES
+        and isinstance(field.get("shape"), list | tuple)
+        and all(size is None or _is_size(size) for size in field["shape"])
+    )
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 def check_fields(row: Row, fields: Mapping[str, Mapping[str, Any]]) -> None:

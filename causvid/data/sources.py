@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from causvid import weights
-from causvid.data.folders import Folder, told
+from causvid.data.folders import Folder, marks, told
 from causvid.data.manifest import Clip, Given
 from causvid.data.pool import Refused
 from causvid.data.remote import ASK_SECONDS, ask, fetch, ours, scratch_folder, unread
@@ -19,7 +19,8 @@ from causvid.errors import UserError
 def origin(given: Given, clip: Clip, seconds: float = ASK_SECONDS) -> dict[str, str] | None:
     """What tells a clip's file from another at its place, or None where that can't be told, or not in so many seconds.
 
-    Its size, with its time of change on this machine and the tag that an object store gives it elsewhere.
+    Its size, with its time of change on this machine, and elsewhere with the tag that an object store gives it, or its
+    times.
     """
     try:
         folder, name = given.place(clip)
@@ -30,7 +31,7 @@ def origin(given: Given, clip: Clip, seconds: float = ASK_SECONDS) -> dict[str, 
             found = ask(folder, "info", folder.join(name), seconds=min(seconds, ASK_SECONDS))
     except (UserError, OSError, ValueError):
         return None
-    return {key.lower(): str(found[key]) for key in ("size", "ETag", "etag", "created") if found.get(key)}
+    return {"size": str(found.get("size")), **marks(found)}
 
 
 def sha256(file: Path | tuple[Folder, str]) -> str:

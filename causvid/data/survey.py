@@ -19,7 +19,7 @@ def survey(folder: str) -> dict[str, Any]:
     """
     path = Path(folder)
     try:
-        reader = Reader(path)
+        reader = Reader(path, whole=False)
     except OtherLayout:
         reader = None
     if reader is None:
@@ -30,9 +30,10 @@ def survey(folder: str) -> dict[str, Any]:
         text = ", ".join(f"{n} {d} {' x '.join(map(str, s))}" for n, (d, s, _) in sorted(entry.fields.items()))
         shapes[text] = shapes.get(text, 0) + 1
     captions = [str(entry.facts.get("caption", "")) for entry in reader.entries.values()]
-    damaged = reader.damaged()
+    damaged = reader.broken | reader.damaged()
     return {
-        "kind": "store", "rows": len(reader), "shapes": shapes, "damaged": damaged, "digest": reader.digest(),
+        "kind": "store", "rows": len(reader) + len(reader.broken), "shapes": shapes, "damaged": damaged,
+        "digest": reader.digest(),
         "bytes": sum(p.stat().st_size for p in path.rglob("data.mdb")), "header": reader.header,
         "captions": len(set(captions)), "without_caption": captions.count(""),
     }  # fmt: skip
