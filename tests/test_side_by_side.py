@@ -18,12 +18,14 @@ from causvid.cli import app
 from causvid.errors import UserError
 from causvid.eval import side_by_side
 from causvid.eval.ablation import detectable, mean_of
+from causvid.eval.aggregate import scales
 from causvid.eval.sweep_page import HELD_OUT, Judged, Scored, findings
 from causvid.runs import Context
 
 
 def results(path, score, **protocol):
-    totals = {"total": None, "quality": None, "semantic": None}
+    missing = [name for name in scales() if name != "color"]
+    totals = {"total": None, "quality": None, "semantic": None, "missing": missing}
     path.write_text(json.dumps({"protocol": {"seeds": "s", **protocol}, "scores": {"color": score, "scene": None},
                                 "proxies": {"proxy_dynamics": 2.0}, "totals": totals}))  # fmt: skip
     return str(path)
@@ -80,6 +82,8 @@ def test_results_of_other_videos_are_refused_and_an_incomplete_one_is_marked(tmp
      ({"totals": 3}, "totals is 3"), ({"proxies": 1}, "proxies is 1"), ({"videos": [1]}, "videos is"),
      ({"videos": {"color": [1]}}, "videos: color"), ({"scores": {"color": "x"}}, "color is \"x\""),
      ({"scores": {"color": float("nan")}}, "color is NaN"), ({"totals": {"total": 10**400}}, "total is 1000"),
+     ({"totals": {"total": [1]}}, "total is [1]"), ({"totals": {"missing": "color"}}, "missing is \"color\""),
+     ({"totals": {"missing": [1]}}, "missing is [1]"), ({"scores": {"missing": ["color"]}}, "missing is ["),
      ({"lacking": {"videos": 1}}, "lacking"), ({"scores": {"color": True}}, "color is true")],
 )  # fmt: skip
 def test_a_results_file_whose_parts_are_wrong_is_one_message(tmp_path, change, told):

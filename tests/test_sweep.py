@@ -17,7 +17,7 @@ from toy import toy_spec
 
 from causvid import arm_labels, cli, experiment, launch
 from causvid.errors import UserError
-from causvid.eval import quoted
+from causvid.eval import quoted, side_by_side
 from causvid.eval.aggregate import scales, total_score
 from causvid.eval.sweep_page import HELD_OUT, Judged, Scored, csv_of, findings
 from causvid.eval.sweep_view import bars, costs, drift_charts, pareto, render
@@ -281,6 +281,8 @@ def test_submitits_local_executor_runs_a_sweep_and_a_failed_arm_is_reported(tmp_
     )
     page = next((tmp_path / "runs" / "sweeps").glob("*.html")).read_text()
     assert "submitted 4 jobs" in done.stderr and "Over time" in page and "vbench_long" in page
+    judged_files = sorted((tmp_path / "runs" / "evaluate").glob("*/vbench_long/results.json"))
+    assert len(judged_files) == 4 and side_by_side.compare(judged_files)["mark"] == ""
     again = subprocess.run([*line, "--launcher", "local"], capture_output=True, text=True, env=environment, check=False)
     assert again.returncode == 0 and json.loads(again.stdout.splitlines()[-1])["comparisons"] == table["comparisons"]
     made = launch.executor(tmp_path / "bad", "local", [], 2)

@@ -130,8 +130,32 @@ def test_bad_files_are_listed_and_change_no_score(folder):
     assert out["lacking"] == {"videos": 4, "of": 10} and json.loads((folder / "good" / "results.json").read_text())[
         "lacking"
     ] == {"videos": 0, "of": 6}
-    with pytest.raises(UserError, match="bad"):
-        side_by_side.compare([folder / "good" / "results.json", folder / "bad" / "results.json"])
+    pair = [folder / "good" / "results.json", folder / "bad" / "results.json"]
+    with pytest.raises(UserError, match="different protocols.*judged_prompts"):  # another list of prompts
+        side_by_side.compare(pair)
+    assert f"INCOMPLETE: {pair[1]} lacks 4 of 10 videos" in side_by_side.compare(pair, across=True)["mark"]
+
+
+def test_two_judged_folders_are_compared_though_dimensions_are_missing(folder):
+    """What 'eval videos' writes without weights: totals are null, and what they lack is named."""
+    judge(folder, folder / "one")
+    other = folder / "other"
+    (folder / "v").rename(folder / "kept")
+    for number, path in enumerate(sorted((folder / "kept").iterdir())):
+        write_mp4(folder / "v" / path.name, clip(100 + number) * 0.5)
+    judge(folder, other)
+    files = [folder / "one" / "results.json", other / "results.json"]
+    first, second = (json.loads(path.read_text()) for path in files)
+    assert len(first["totals"]["missing"]) == 15 and first["totals"]["total"] is None
+    result = CliRunner().invoke(app, ["eval", "compare", *map(str, files), "--json"])
+    assert result.exit_code == 0, result.exception
+    rows = {row["measure"]: row for row in json.loads(result.stdout)["rows"]}
+    assert set(rows) == {"temporal_flickering", *first["proxies"]}
+    scores = [each["scores"]["temporal_flickering"] for each in (first, second)]
+    assert scores[0] != scores[1] and rows["temporal_flickering"]["values"] == scores
+    assert rows["temporal_flickering"]["differences"] == [0.0, scores[1] - scores[0]]
+    shown = CliRunner().invoke(app, ["eval", "compare", *map(str, files)]).stdout
+    assert f"({scores[1] - scores[0]:+.4f})" in shown and "missing" not in shown
 
 
 def test_frames_that_the_decoder_made_up_are_listed_and_never_scored(folder):

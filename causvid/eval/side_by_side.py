@@ -81,7 +81,10 @@ def ours(path: Path, found: dict[str, Any]) -> dict[str, Any]:
     ]
     for part in ("scores", "proxies", "totals"):
         for name, value in known[part].items() if isinstance(known[part], dict) else ():
-            if value is not None and not is_finite(value):
+            if (part, name) == ("totals", "missing"):  # dimensions, where there are not all sixteen
+                if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+                    problems.append(f"totals: missing is {json.dumps(value)[:40]}; a list of names is accepted")
+            elif value is not None and not is_finite(value):
                 problems.append(f"{part}: {name} is {json.dumps(value)[:40]}; a finite number or null is accepted")
     if isinstance(known["videos"], dict):
         for name, rows in known["videos"].items():
