@@ -105,7 +105,8 @@ def moving(seed, frames, size=32):
 
 def test_judge_folder_asks_both_and_a_lost_dimension_is_null_and_never_zero(upstream, monkeypatch):
     prompts = [
-        Prompt(text, ("human_action", "scene", "temporal_flickering")) for text in ("a person is waving", "fail")
+        Prompt(text, ("human_action", "scene", "temporal_flickering"), {"scene": {"scene": {"scene": "alley"}}})
+        for text in ("a person is waving", "fail")
     ]
     for number, prompt in enumerate(prompts):
         write_mp4(upstream / "v" / f"{prompt.text}-0.mp4", moving(number, 8), fps=8)

@@ -27,7 +27,10 @@ RECORD = "sampling.json"  # beside the videos: how they were sampled
 
 @dataclass(frozen=True)
 class Prompt:
-    """One row of a suite: the short prompt, its dimensions, what a rule looks for, and the text that generates."""
+    """One row of a suite: the short prompt, its dimensions, what their rules look for, and the text that generates.
+
+    ``auxiliary``: dimension -> what upstream's function of it is given, {``Dimension.looks_for``: what}.
+    """
 
     text: str
     dimensions: tuple[str, ...]
@@ -110,15 +113,20 @@ def _prompt(row: Any) -> Prompt:
         if not isinstance(name, str) or name not in known:
             raise ValueError(f"unknown dimension '{name}'{did_you_mean(str(name), known)}")
     file_name(row["prompt_en"], 0)
-    # Upstream nests what a rule looks for twice under the dimension's name.
-    auxiliary, extended, told = {}, row.get("extended"), row.get("auxiliary_info") or {}
+    extended, told = row.get("extended"), row.get("auxiliary_info") or {}
     if not isinstance(told, dict):
         raise ValueError(f"'{row['prompt_en']}' has auxiliary_info {told!r}; an object by dimension is accepted")
     if extended is not None and not isinstance(extended, str):
         raise ValueError(f"'{row['prompt_en']}' has extended {extended!r}; a text is accepted")
     for name, value in told.items():
-        auxiliary[name] = value[name] if isinstance(value, dict) and set(value) == {name} else value
-    return Prompt(row["prompt_en"], tuple(names), auxiliary, extended)
+        keys = {key: each.looks_for for key, each in known.items() if each.looks_for}
+        if name not in keys:
+            raise ValueError(f"'{row['prompt_en']}' has auxiliary_info of '{name}'{did_you_mean(name, keys)}; only "
+                             f"{', '.join(keys)} look for something")  # fmt: skip
+        if not isinstance(value, dict) or set(value) != {keys[name]}:
+            raise ValueError(f"'{row['prompt_en']}' has auxiliary_info {json.dumps({name: value})}; "
+                             f"{{\"{name}\": {{\"{keys[name]}\": ...}}}} is accepted")  # fmt: skip
+    return Prompt(row["prompt_en"], tuple(names), told, extended)
 
 
 def file_name(prompt: str, index: int) -> str:
