@@ -1,7 +1,7 @@
 """Run by the reference judge's interpreter: the worker as it is, with networks that see what they are told to.
 
-python vbench_grit.py --weights WEIGHTS ...   as vbench_worker.py; WEIGHTS/seen.json holds {"detections": [[caption, box,
-[label]], ...], "caption": text}, the same for every frame. GRiT itself needs detectron2, Tag2Text 4.5 GB of weights.
+python vbench_grit.py --weights WEIGHTS ...   as vbench_worker.py; WEIGHTS/seen.json holds {"detections": [[caption,
+box, [label]], ...], "caption": text}, the same for every frame. GRiT itself needs detectron2, Tag2Text weights.
 
 python vbench_grit.py --read PROMPTS NAME...   one JSON line {NAME: [[prompt, auxiliary], ...]} as upstream reads them
 """

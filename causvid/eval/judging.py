@@ -26,7 +26,7 @@ from causvid.eval.reference import Unusable
 from causvid.eval.results import Protocol, Question, Row, Store
 from causvid.eval.scenes import scenes
 from causvid.eval.static_filter import DIMENSION, Sieve
-from causvid.eval.suites import Prompt, Video, scan
+from causvid.eval.suites import Prompt, Video, generating, scan
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,23 @@ class Sampling:
     seeds: str | None = None
     codec: str | None = None
     length: str | None = None
+    prompts: Mapping[str, str] = field(default_factory=dict)  # short prompt -> the text that generated its videos
+
+    def generating(self, prompts: Sequence[Prompt]) -> list[str]:
+        """What the model was asked for, row by row: as was recorded, and where nothing was, as the list says.
+
+        Raises:
+            UserError: the list extends a prompt otherwise than its videos' record.
+        """
+        for prompt in prompts:
+            made = self.prompts.get(prompt.text)
+            if made is not None and prompt.extended and prompt.extended != made:
+                raise UserError(
+                    f"the videos of '{prompt.text}' were generated from '{made[:60]}', and the list of prompts has "
+                    f"'{prompt.extended[:60]}'; judge them by the list that they were sampled from, or sample anew"
+                )
+        texts = {**generating(prompts), **self.prompts}
+        return [texts[prompt.text] for prompt in prompts]
 
 
 @dataclass(frozen=True)
@@ -196,9 +213,10 @@ def judge_folder(
             Videos beyond ``per_prompt`` are judged in nothing else.
 
     Raises:
-        UserError: no such folder, or no video that can be judged.
+        UserError: no such folder, no video that can be judged, or videos that the list's texts did not generate.
     """
     found, able, lost = scan(folder, prompts, per_prompt, static_filter), dict(asked), dict(unjudged or {})
+    asked_for = sampling.generating(prompts)
     sieve = Sieve(policy.compat)
     by_text = merged(prompts)
     files, copies = checked(found.videos)
@@ -274,7 +292,7 @@ def judge_folder(
     }  # fmt: skip
     protocol = Protocol(
         results.prompts_digest(prompt.text for prompt in prompts),
-        results.prompts_digest(prompt.generating for prompt in prompts),
+        results.prompts_digest(asked_for),
         per_prompt, policy.label, decoder(), {name: asked[name].label for name in ordered},
         {
             file: digest

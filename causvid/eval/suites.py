@@ -27,7 +27,7 @@ RECORD = "sampling.json"  # beside the videos: how they were sampled
 
 @dataclass(frozen=True)
 class Prompt:
-    """One row of a suite: the short prompt, its dimensions, what their rules look for, and the text that generates.
+    """One row of a suite: the short prompt, its dimensions, what their rules look for, and a text that generates.
 
     ``auxiliary``: dimension -> what upstream's function of it is given, {``Dimension.looks_for``: what}.
     """
@@ -36,11 +36,6 @@ class Prompt:
     dimensions: tuple[str, ...]
     auxiliary: Mapping[str, Any] = field(default_factory=dict)
     extended: str | None = None
-
-    @property
-    def generating(self) -> str:
-        """What the model is asked for."""
-        return self.extended or self.text
 
 
 @dataclass(frozen=True)
@@ -86,6 +81,10 @@ def read_suite(path: Path) -> list[Prompt]:
             prompts.append(_prompt(row))
         except ValueError as error:
             problems.append(f"row {number}: {error}")
+    try:
+        generating(prompts)
+    except ValueError as error:
+        problems.append(str(error))
     if problems:
         raise UserError(f"{path}: " + "; ".join(problems[:10]))
     if not prompts:
@@ -127,6 +126,19 @@ def _prompt(row: Any) -> Prompt:
             raise ValueError(f"'{row['prompt_en']}' has auxiliary_info {json.dumps({name: value})}; "
                              f"{{\"{name}\": {{\"{keys[name]}\": ...}}}} is accepted")  # fmt: skip
     return Prompt(row["prompt_en"], tuple(names), told, extended)
+
+
+def generating(prompts: Sequence[Prompt]) -> dict[str, str]:
+    """By prompt, the text that generates its videos, which any of its rows may give.
+
+    Raises:
+        ValueError: two rows of a prompt give two.
+    """
+    out: dict[str, str] = {}
+    for prompt in prompts:
+        if prompt.extended and out.setdefault(prompt.text, prompt.extended) != prompt.extended:
+            raise ValueError(f"'{prompt.text}' is extended in two ways")
+    return {prompt.text: out.get(prompt.text, prompt.text) for prompt in prompts}
 
 
 def file_name(prompt: str, index: int) -> str:
