@@ -15,10 +15,15 @@ import pytest
 import torch
 from toy import toy_spec
 
-from causvid import arm_labels, cli, experiment, launch
+from causvid import arm_labels, cli, comparison, experiment, launch
+from causvid.data.video import write_mp4
 from causvid.errors import UserError
-from causvid.eval import quoted, side_by_side
-from causvid.eval.aggregate import scales, total_score
+from causvid.eval import judging, quoted, side_by_side
+from causvid.eval.aggregate import aggregate, scales, total_score
+from causvid.eval.clips import Policy
+from causvid.eval.dimensions import dimensions
+from causvid.eval.results import Store
+from causvid.eval.suites import Prompt
 from causvid.eval.sweep_page import HELD_OUT, Judged, Scored, csv_of, findings
 from causvid.eval.sweep_view import bars, costs, drift_charts, pareto, render
 
@@ -165,6 +170,84 @@ def test_an_arm_that_lacks_videos_is_marked_on_every_table():
     page = findings("x", [runs[0], short])
     assert page.mark.startswith("INCOMPLETE: init=b") and "lacks 5 of 6 videos" in page.mark
     assert render(page).count("<b>Mind:</b> INCOMPLETE") >= 4
+
+
+def vbench(arm, seed, color):
+    """A run that is judged .5 in all but colour, which has a score of some prompts."""
+    table = {name: {f"p{n}": 0.5 for n in range(10)} for name in scales()} | {"color": color}
+    return Judged({"about": arm, "seed": seed}, {"vbench": Scored(table, {"seeds": "s"})}, label=arm)
+
+
+HALF = {f"p{n}": float(n < 5) for n in range(10)}
+ALL, FOUND = dict.fromkeys(HALF, 1.0), {"p5": 1.0, "p6": 1.0}
+
+
+def test_an_arms_score_is_its_own_and_differences_are_of_common_prompts_and_say_so():
+    """Colour skips videos without the object: what one arm does not show says nothing of another's score."""
+    runs = [vbench(arm, s, found) for arm, found in (("a", HALF), ("b", FOUND), ("c", ALL)) for s in range(2)]
+    page = findings("x", runs)
+    a, b, c = page.groups
+    for group, color in ((a, 0.5), (b, 1.0), (c, 1.0)):
+        assert group.cells["vbench/color"].mean == color
+        means = dict.fromkeys(scales(), 0.5) | {"color": color}
+        assert (
+            group.cells["vbench/total"].mean
+            == pytest.approx(total_score(means))
+            == pytest.approx(aggregate(means).total)
+        )
+    assert a.cells["vbench/color"].note == c.cells["vbench/color"].note == c.cells["vbench/total"].note == ""
+    assert b.cells["vbench/color"].difference.value == 1.0  # on p5 and p6, where a has 0
+    assert c.cells["vbench/color"].difference.value == 0.5  # on all ten, whatever b shows
+    assert b.cells["vbench/color"].note == "difference over 2 of 10 prompts"
+    assert b.cells["vbench/total"].note == "difference over 2 of 10 prompts of color"
+    assert b.cells["vbench/quality"].note == ""
+    assert render(page).count("† difference over 2 of 10 prompts") == 3  # colour, total, semantic
+    noted = {(row["arm"], row["measure"]): row["note"] for row in csv.DictReader(io.StringIO(csv_of(page)))}
+    assert noted["b", "vbench/color"] == "difference over 2 of 10 prompts" and not noted["c", "vbench/color"]
+    assert page.as_json()[1]["measures"]["vbench/color"]["note"] == "difference over 2 of 10 prompts"
+
+
+def test_an_arm_without_an_object_anywhere_takes_no_score_from_others_and_is_marked():
+    runs = [vbench(arm, s, found) for arm, found in (("a", HALF), ("b", {}), ("c", ALL)) for s in range(2)]
+    page = findings("x", runs)
+    a, b, c = page.groups
+    assert {"vbench/color", "vbench/total"} <= set(a.cells) & set(c.cells) and "vbench/total" not in b.cells
+    assert b.cells["vbench/quality"].difference.value == 0  # what colour is no part of
+    assert page.mark == "INCOMPLETE: b has no score of vbench/total, vbench/semantic, vbench/color"
+    text = render(page)
+    assert text.count("<b>Mind:</b> INCOMPLETE: b") == 3 and text.count("† no score") == 3  # every table, every cell
+    apart = findings("x", [vbench("a", 0, {"p1": 0.5}), vbench("b", 0, {"p2": 0.75})]).groups[1].cells["vbench/color"]
+    assert (apart.mean, apart.difference, apart.note) == (0.75, None, "not compared: both have 0 of 2 prompts")
+    one = findings("x", [vbench("a", 0, HALF), vbench("b", 0, ALL), vbench("b", 1, {}), vbench("b", 2, ALL)]).groups[1]
+    assert one.cells["vbench/color"].mean == 1.0 and "2 of 3 seeds have a score" in one.cells["vbench/color"].note
+    first = findings("x", [vbench("a", 0, {}), vbench("b", 0, ALL)])
+    assert "a has no score of vbench/total" in first.mark
+    assert first.groups[1].cells["vbench/color"].note == "not compared: the base has no score"
+    none = findings("x", [vbench("a", 0, {}), vbench("b", 0, {})])  # asked, and found by none
+    assert "vbench/color" not in none.measures and "INCOMPLETE: b has no score of vbench/color" in none.mark
+
+
+def test_the_page_shows_the_score_that_the_judge_gave(tmp_path):
+    """Of videos with the object, which prompts have more or fewer of; a mean over prompts would be another number."""
+    pytest.importorskip("cv2")
+
+    class Judge:
+        label, weights, fast_weights, static_weights, lacks, mapping = "exact: test", {}, {}, {}, "", None
+        dimension = dimensions()["color"]
+
+        def score(self, clip, branch):
+            return {"a-0.mp4": 0.25, "a-1.mp4": 0.5, "b-0.mp4": 0.75}.get(clip.name)
+
+    for number, name in enumerate(("a-0", "a-1", "b-0", "b-1")):
+        ground = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(number)) * 2 - 1
+        write_mp4(tmp_path / "v" / f"{name}.mp4", ground, fps=8)
+    prompts = [Prompt(text, ("color",)) for text in "ab"]
+    with Store(tmp_path / "rows") as store:
+        found = judging.judge_folder(tmp_path / "v", prompts, store, Policy(), 2, {"color": Judge()}).as_json()
+    scored = comparison._suite(json.loads(json.dumps(found)))
+    cell = findings("x", [Judged({}, {"vbench": scored}, label="a")]).groups[0].cells["vbench/color"]
+    assert cell.mean == found["scores"]["color"] == 0.5 and cell.low <= 0.5 <= cell.high
+    assert dict(scored.scores["color"]) == {"a": 0.375, "b": 0.75}
 
 
 def test_curves_costs_and_videos_are_on_the_page():
