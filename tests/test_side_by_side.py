@@ -128,6 +128,23 @@ def test_power_is_told_from_a_pilot_and_not_from_one_seed(tmp_path):
         side_by_side.power(path, 3)
 
 
+@pytest.mark.parametrize(
+    ("group", "told"),
+    [({}, "arm 1 has no measures"), (1, "no measures"), ({"measures": {"ok": 1}}, "no measures"),
+     ({"measures": [1]}, "no measures"), ({"measures": {}}, "a pilot needs two"),
+     ({"measures": {"ok": {"deviation": "x"}}}, "ok of arm 1 has deviation \"x\""),
+     ({"measures": {"ok": {"deviation": -1}}}, "deviation -1"), ({"measures": {"ok": {"deviation": True}}}, "true"),
+     ({"measures": {"ok": {"deviation": float("inf")}}}, "Infinity"), ({"measures": {"ok": {}}}, "a pilot needs two"),
+     ({"measures": {"ok": {"deviation": float("nan")}}}, "a pilot needs two")],
+)  # fmt: skip
+def test_a_pilot_file_whose_parts_are_wrong_is_one_message(tmp_path, group, told):
+    path = tmp_path / "sweep.json"
+    path.write_text(json.dumps({"comparisons": [group]}))
+    result = CliRunner().invoke(app, ["eval", "power", str(path)])
+    assert isinstance(result.exception, UserError), result.exception  # status 2
+    assert told in str(result.exception)
+
+
 class Fake(types.ModuleType):
     """What wandb is asked for, kept."""
 

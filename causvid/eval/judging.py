@@ -254,8 +254,6 @@ def judge_folder(
                 try:
                     if item.question not in store:
                         score = able[item.dimension].score(reader.clip(item), item.branch)
-                        if score is None and able[item.dimension].dimension.pooling != "found_only":
-                            raise UserError("the judge has nothing to say")
                         store.append(Row(item.question, score))
                     if item.branch != "static":
                         answers.append((item, store[item.question]))

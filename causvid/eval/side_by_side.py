@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -132,20 +131,30 @@ def power(path: Path, arm: int) -> dict[str, dict[str, float]]:
     """For each measure of a pilot arm the least difference that SEEDS training seeds would find.
 
     Raises:
-        UserError: no such arm, or one of a single seed, which says nothing of the spread between trainings.
+        UserError: no such arm, a file that is none of a sweep, or an arm of a single seed, which says nothing of the
+            spread between trainings.
     """
     groups = read(path).get("comparisons")
     if not isinstance(groups, list) or not 1 <= arm <= len(groups):
         raise UserError(f"{path} is no sweep with an arm {arm}")
     group, out = groups[arm - 1], {}
-    for measure, cell in group["measures"].items():
+    cells = group.get("measures") if isinstance(group, dict) else None
+    if not isinstance(cells, dict) or not all(isinstance(cell, dict) for cell in cells.values()):
+        raise UserError(f"{path} is not what 'causvid sweep' wrote: arm {arm} has no measures; run the sweep again")
+    for measure, cell in cells.items():
         spread = cell.get("deviation")
-        if spread is not None and math.isfinite(spread):
-            out[measure] = {str(seeds): detectable_at(spread, seeds) for seeds in SEEDS}
+        if spread is None or spread != spread:  # NaN: of one seed
+            continue
+        if not is_finite(spread) or spread < 0:
+            raise UserError(
+                f"{path} is not what 'causvid sweep' wrote: {measure} of arm {arm} has deviation "
+                f"{json.dumps(spread)[:40]}; a number of at least 0 is accepted"
+            )
+        out[measure] = {str(seeds): detectable_at(spread, seeds) for seeds in SEEDS}
     if not out:
         raise UserError(
-            f"arm {arm}, '{group['arm']}', has {group['seeds']} training seed: a pilot needs two or more, or the "
-            "spread between trainings is not known; list seeds in the sweep, seed: [0, 1]"
+            f"arm {arm}, '{group.get('arm')}', has {group.get('seeds')} training seed: a pilot needs two or more, or "
+            "the spread between trainings is not known; list seeds in the sweep, seed: [0, 1]"
         )
     return out
 
