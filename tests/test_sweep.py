@@ -444,6 +444,15 @@ def test_the_short_names_are_told_in_the_status_and_by_launchers(tmp_path, capsy
     assert launch.works(path, [])[0].label == "student.input=data, seed=3"
 
 
+def test_a_launched_arm_of_zipped_keys_is_one_arm(tmp_path):
+    """What launchers start is 'causvid run' with the arm's settings, which names every key of the row apart."""
+    path = toy_spec(tmp_path, 'sweep: {"student.steps, about": [[1, one], [2, two]]}')
+    specs_of = [experiment.single(path, work.overrides) for work in launch.works(path, [])]
+    assert [(s["student.steps"], s["about"]) for s in specs_of] == [(1, "one"), (2, "two")]
+    with pytest.raises(UserError, match="sweeps over about: .*with about=..."):
+        experiment.single(path, ["student.steps=1"])
+
+
 def test_an_arm_that_is_named_twice_is_refused(tmp_path):
     """Two copies of one training would pass for two seeds that agree to the last digit."""
     for sweep in ("{seed: [0, 0]}", "{student.steps: [1, 1]}", "{student.shift: [3, 3.0]}"):
