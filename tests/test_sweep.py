@@ -316,6 +316,16 @@ def test_a_dry_run_shows_what_would_be_submitted_and_runs_nothing(tmp_path, caps
             assert line in out, line
 
 
+@pytest.mark.parametrize(
+    ("options", "minutes"), [([], 5), (["timeout_min=600"], 600), (["slurm_time=30"], 30), (["slurm_qos=long"], 5)]
+)
+def test_the_five_minutes_that_slurm_is_asked_for_by_default_are_told(tmp_path, capsys, options, minutes):
+    made = launch.executor(tmp_path, "slurm", options, 2, dry=True)
+    err = " ".join(capsys.readouterr().err.split())
+    assert ("5 minutes a job" in err and "timeout_min=" in err) == (minutes == 5)
+    assert f"#SBATCH --time={minutes}\n" in launch.scripts([launch.Work("x", (), "a")], made)  # submitit's own default
+
+
 def test_a_cluster_that_is_not_there_and_an_option_it_lacks_are_clear_errors(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match="no cluster 'slurm' can be used here.*--dry-run"):
