@@ -64,7 +64,7 @@ def worker():
     return module
 
 
-if "--read" in sys.argv:
+if __name__ == "__main__" and "--read" in sys.argv:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     kept = worker().define_operators()
@@ -74,7 +74,8 @@ if "--read" in sys.argv:
     found = {name: load_dimension_info(prompts, dimension=name, lang="en")[1] for name in names}
     table = {name: [[row["prompt"], row["auxiliary_info"]] for row in rows] for name, rows in found.items()}
     answers.write(json.dumps(table) + "\n")
-else:
+    answers.close()
+elif __name__ == "__main__":
     stub("vbench.third_party.grit_model", DenseCaptioning=DenseCaptioning)
     stub("vbench.third_party.tag2Text.tag2text", tag2text_caption=lambda **options: Captioner(**options))
     worker().main()
