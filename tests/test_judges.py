@@ -212,6 +212,14 @@ def test_an_answer_that_is_no_score_is_listed_and_is_no_zero(tmp_path, monkeypat
     monkeypatch.setattr(judge, "score", lambda clip, branch: 0.5 if clip.name == "x-0.mp4" else answer)
     found = judged(tmp_path, judge, Policy(), [Prompt("x", CUSTOM), Prompt("y", CUSTOM)])
     assert found.scores == {"subject_consistency": 0.5} and [name for name, _ in found.problems] == ["y-0.mp4"]
+    other = Recorder("motion_smoothness")
+    monkeypatch.setattr(other, "score", lambda clip, branch: answer)
+    both = {"subject_consistency": judge, "motion_smoothness": other}
+    with Store(tmp_path / "rows") as store:
+        prompts = [Prompt("x", CUSTOM), Prompt("y", CUSTOM)]
+        out = judging.judge_folder(tmp_path / "v", prompts, store, Policy(), 1, both).as_json()
+    assert out["scores"] == {"subject_consistency": 0.5, "motion_smoothness": None}  # null where no video has one
+    assert "no video" in out["unjudged"]["motion_smoothness"] and len(out["problems"]) == 3
 
 
 def test_minutes_are_read_in_parts_and_going_back_finds_the_same_frames(tmp_path):

@@ -224,6 +224,7 @@ def judge_folder(
     slow: dict[str, list[Judged]] = {}
     fast: dict[str, list[Judged]] = {}
     judged: dict[str, str] = {}
+    broken: set[str] = set()
     for number, (video, digest) in enumerate(files):
         show(number, len(files))
         name, prompt = video.path.name, by_text[video.prompt]
@@ -266,6 +267,7 @@ def judge_folder(
                     failed[item.dimension] = str(error)
         footage.close()
         problems += [(name, f"{dimension}: {reason}") for dimension, reason in failed.items()]
+        broken |= set(failed)
         if DIMENSION in failed:
             sieve.drop(video.prompt, name)
         for item, score in answers:
@@ -278,6 +280,8 @@ def judge_folder(
     show(len(files), len(files))
     if sieve.asked and DIMENSION not in slow:
         lost.setdefault(DIMENSION, "the static filter keeps no video")
+    for name in broken - set(slow):  # null and named, as what nobody can judge
+        lost.setdefault(name, "no video of it could be judged; see the problems")
     for name in lost:
         slow.pop(name, None)
     if not slow:
