@@ -112,6 +112,10 @@ def videos(
 @app.command(no_args_is_help=True)
 def sample(
     spec: Annotated[str, typer.Argument(metavar="SPEC", help="A spec that was run; with --weights any spec.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the spec: which run, or which arm of a sweep."),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder of the videos.")] = Path("videos"),
     suite: Annotated[Literal["vbench", "vbench_long"], typer.Option(help="Which suite.")] = "vbench_long",
     prompts: Annotated[
@@ -128,7 +132,7 @@ def sample(
     weights: Annotated[Path | None, typer.Option(help="The folder of Wan2.1, to sample from given weights.")] = None,
     model: Annotated[Path | None, typer.Option(help="With --weights: the transformer's weights.")] = None,
     change: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="With --weights: a change to the spec.")
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="The same, as 'generate' has it.")
     ] = None,
     device: Annotated[str, typer.Option(help="With --weights: where to compute.")] = "cpu",
     runs: Annotated[Path, typer.Option("--runs", envvar="CAUSVID_RUNS", help="Folder of all results.")] = Path("runs"),
@@ -138,6 +142,8 @@ def sample(
     [bold]Examples[/]
 
     causvid eval sample tiny/causvid --out videos --limit 4
+
+    causvid eval sample ablations/steps student.steps=2 --out videos
 
     causvid eval sample wan/causal --weights Wan2.1-T2V-1.3B --model model.pt --out videos --shard 0/8
     """
@@ -150,14 +156,15 @@ def sample(
     }  # fmt: skip
     found = benchmarks.vbench(**given) if suite == "vbench" else benchmarks.vbench_long(seconds=seconds, **given)
     order = suite_generation.Order(found, out, sampling.shard_of(shard))
+    changes = [*(overrides or []), *(change or [])]
     if weights is None:
-        if model or change:
-            raise UserError("--model and --set: only with --weights; without them the student of a run is sampled")
-        made = suite_generation.from_run(order, spec, runs)
+        if model:
+            raise UserError("--model: only with --weights; without them the student of a run is sampled")
+        made = suite_generation.from_run(order, spec, runs, changes)
     else:
         from causvid.wan_generation import Request
 
-        made = suite_generation.from_weights(order, Request(spec, weights, [], out, change or [], model, device=device))
+        made = suite_generation.from_weights(order, Request(spec, weights, [], out, changes, model, device=device))
     progress.say(f"made {made} videos")
     print(out.resolve())
 

@@ -52,7 +52,7 @@ def sweep(
 
     causvid sweep ablations/init seed=1 --launcher local --workers 4
 
-    causvid sweep ablations/steps --launcher slurm --cluster-option slurm_partition=gpu --dry-run
+    causvid sweep ablations/steps --launcher slurm --cluster-option slurm_partition=gpu --cluster-option timeout_min=600
     """
     from causvid import comparison, experiment, launch
 

@@ -67,8 +67,10 @@ def show(name: str, page: sweep_page.Findings) -> None:
     table = Table(arm, "seeds", *map(sweep_view.heading, measures), title=f"{name}  {page.mark}".strip())
     for group in page.groups:
         cells = [group.cells.get(measure) for measure in measures]
-        shown = ["-" if c is None else f"{c.mean:.3f}" + _verdict(c.difference) for c in cells]
+        shown = ["-" if c is None else f"{c.mean:.3f}{'†' if c.note else ''}" + _verdict(c.difference) for c in cells]
         table.add_row(group.label, str(group.seeds), *shown)
+    noted = [(g.label, m, g.cells[m].note) for g in page.groups for m in measures if m in g.cells and g.cells[m].note]
+    table.caption = "\n".join(f"† {label}, {sweep_view.heading(m)}: {note}" for label, m, note in noted) or None
     progress.console.print(table)
 
 
@@ -113,7 +115,10 @@ def _suite(results: Mapping[str, Any]) -> Scored:
             if row["score"] is not None:
                 by_prompt.setdefault(row["prompt"], []).append(row["score"])
         scores[measure] = {prompt: sum(values) / len(values) for prompt, values in by_prompt.items()}
-    return Scored(scores, results["protocol"], results["over_time"], results["drift"], results["note"], lacks(results))
+    own = {name: score for name, score in {**results["scores"], **results["proxies"]}.items() if score is not None}
+    return Scored(
+        scores, results["protocol"], results["over_time"], results["drift"], results["note"], lacks(results), own
+    )
 
 
 def _seconds(folder: Path) -> float:

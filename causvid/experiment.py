@@ -89,7 +89,8 @@ def single(name: str, overrides: Sequence[str]) -> Spec:
         UserError: the spec has a sweep, and the overrides do not say which of its arms is meant.
     """
     spec = specs.load(name, overrides)
-    open_keys = sorted(set(spec["sweep"]) - {override.partition("=")[0] for override in overrides})
+    swept = {part.strip() for key in spec["sweep"] for part in key.split(",")}
+    open_keys = sorted(swept - {override.partition("=")[0] for override in overrides})
     if open_keys:
         chosen = " ".join(f"{key}=..." for key in open_keys)
         raise UserError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,20 +22,24 @@ from causvid.streaming.script import Play, Script
 from causvid.streaming.sinks import GrowingMp4, RawPipe
 
 
-def student_of(name: str, root: Path) -> tuple[Spec, Path]:
-    """The spec and the student's weights of a finished run, by spec or by the folder of the run.
+def student_of(name: str, root: Path, overrides: Sequence[str] = ()) -> tuple[Spec, Path]:
+    """The spec and the student's weights of a finished run, by spec with its overrides, or by the folder of the run.
 
     Raises:
-        UserError: no such run, one that has not finished distillation, or a sweep.
+        UserError: no such run, one that has not finished distillation, no arm of a sweep, or overrides of a folder.
     """
     if (Path(name) / "record.json").is_file():
+        if overrides:
+            raise UserError(
+                f"{name} is the folder of a run, which is as it is; {', '.join(overrides)} goes with a spec"
+            )
         return _recorded(Path(name).resolve())
-    spec, store = experiment.single(name, []), runs.Store(root.resolve())
+    spec, store = experiment.single(name, overrides), runs.Store(root.resolve())
     node = next(node for node in experiment.plan(spec, "distill") if node.name == "distill")
     if not store.done(node):
         raise UserError(
             f"'{name}' has no finished student ({store.folder(node)}: {store.explain(node)}); "
-            f"run it first: causvid run {name}"
+            f"run it first: causvid run {' '.join([name, *overrides])}"
         )
     return spec, store.folder(node) / "weights.safetensors"
 

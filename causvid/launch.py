@@ -23,6 +23,7 @@ from causvid.registry import did_you_mean
 TAIL = 2000  # characters of a failed arm's output that are kept
 POLL_S = 5.0
 RESERVED = {"array_parallelism", "name"}  # set by us
+TIMES = {"timeout_min", "slurm_time"}
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,11 @@ def executor(root: Path, cluster: str, options: Sequence[str], parallel: int, dr
         if not equals or key in RESERVED:
             raise UserError(f"--cluster-option '{option}' is not of the form KEY=VALUE, as slurm_partition=gpu")
         values[key] = int(text) if text.lstrip("-").isdigit() else text
+    if cluster == "slurm" and not TIMES & set(values):
+        progress.say(
+            "no time is given, and submitit then asks Slurm for 5 minutes a job; an arm that takes longer needs "
+            "--cluster-option timeout_min=MINUTES"
+        )
     try:
         made.update_parameters(**values)
     except (NameError, TypeError, ValueError, AssertionError) as error:

@@ -30,13 +30,13 @@ class Order:
     shard: tuple[int, int] = (0, 1)
 
 
-def from_run(order: Order, name: str, root: Path) -> int:
-    """Sample a suite with the student of a finished run; returns how many videos were made.
+def from_run(order: Order, name: str, root: Path, overrides: Sequence[str] = ()) -> int:
+    """Sample a suite with the student of a finished run, as ``causvid run`` names it; returns how many were made.
 
     Raises:
         UserError: no such run, a prompt that it can't read, or a folder of another model's videos.
     """
-    spec, path = generation.student_of(name, root)
+    spec, path = generation.student_of(name, root, overrides)
     experiment.set_threads(spec)
     world = build.World(spec)
     student = load_student(spec, world, path.parent)

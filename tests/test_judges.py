@@ -20,7 +20,7 @@ from causvid.eval.dimensions import Weights, dimensions
 from causvid.eval.footage import Footage, decode
 from causvid.eval.results import Store
 from causvid.eval.scenes import scenes
-from causvid.eval.suites import CUSTOM, Prompt
+from causvid.eval.suites import CUSTOM, Prompt, read_suite
 
 pytest.importorskip("cv2", reason="judging files needs OpenCV: pip install 'causvid[eval]'")
 
@@ -105,7 +105,8 @@ def moving(seed, frames, size=32):
 
 def test_judge_folder_asks_both_and_a_lost_dimension_is_null_and_never_zero(upstream, monkeypatch):
     prompts = [
-        Prompt(text, ("human_action", "scene", "temporal_flickering")) for text in ("a person is waving", "fail")
+        Prompt(text, ("human_action", "scene", "temporal_flickering"), {"scene": {"scene": {"scene": "alley"}}})
+        for text in ("a person is waving", "fail")
     ]
     for number, prompt in enumerate(prompts):
         write_mp4(upstream / "v" / f"{prompt.text}-0.mp4", moving(number, 8), fps=8)
@@ -211,6 +212,14 @@ def test_an_answer_that_is_no_score_is_listed_and_is_no_zero(tmp_path, monkeypat
     monkeypatch.setattr(judge, "score", lambda clip, branch: 0.5 if clip.name == "x-0.mp4" else answer)
     found = judged(tmp_path, judge, Policy(), [Prompt("x", CUSTOM), Prompt("y", CUSTOM)])
     assert found.scores == {"subject_consistency": 0.5} and [name for name, _ in found.problems] == ["y-0.mp4"]
+    other = Recorder("motion_smoothness")
+    monkeypatch.setattr(other, "score", lambda clip, branch: answer)
+    both = {"subject_consistency": judge, "motion_smoothness": other}
+    with Store(tmp_path / "rows") as store:
+        prompts = [Prompt("x", CUSTOM), Prompt("y", CUSTOM)]
+        out = judging.judge_folder(tmp_path / "v", prompts, store, Policy(), 1, both).as_json()
+    assert out["scores"] == {"subject_consistency": 0.5, "motion_smoothness": None}  # null where no video has one
+    assert "no video" in out["unjudged"]["motion_smoothness"] and len(out["problems"]) == 3
 
 
 def test_minutes_are_read_in_parts_and_going_back_finds_the_same_frames(tmp_path):
@@ -243,7 +252,7 @@ def test_prompts_that_suites_share_keep_what_each_looks_for():
     b = Prompt("a red cat", ("scene",), {"scene": {"scene": "alley"}}, "a very red cat")
     both = judging.merged([a, b])["a red cat"]
     assert both.dimensions == ("color", "scene") and set(both.auxiliary) == {"color", "scene"}
-    assert both.generating == "a very red cat"
+    assert both.extended == "a very red cat"
 
 
 def test_answers_of_other_judgements_are_taken_over(tmp_path, monkeypatch):
@@ -297,6 +306,66 @@ def test_sampling_is_resumed_and_shared_without_moving_a_byte(tmp_path):
             assert (tmp_path / other / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     told = sampling.recorded(tmp_path / "whole")
     assert told.length == "4 frames at 8 fps" and told.codec == "h264 crf 10, scale 1" and told.seeds == sampling.SEEDS
+
+
+def suite(path, **extended):
+    """A list of prompts in upstream's form: each name's ``extended`` text, or None."""
+    rows = [{"prompt_en": text, "dimension": ["temporal_flickering"]} for text in extended]
+    rows = [row | ({"extended": extended[row["prompt_en"]]} if extended[row["prompt_en"]] else {}) for row in rows]
+    path.write_text(json.dumps(rows))
+    return path
+
+
+def test_videos_of_another_text_are_not_reused_and_the_record_forgets_none(tmp_path):
+    def ask(**extended):
+        prompts = read_suite(suite(tmp_path / "p.json", **extended))
+        return sampling.sample(tmp_path / "v", prompts, 2, make, {"frames": 4, "student": "s"}, 8, 1, 10)
+
+    assert ask(a=None, b="a long b") == 4
+    before = {path.name: path.read_bytes() for path in (tmp_path / "v").iterdir()}
+    for changed, other in (
+        ("a", {"a": "a long a", "b": "a long b"}),
+        ("b", {"a": None, "b": None}),
+        ("b", {"b": "another b", "c": None}),
+    ):
+        with pytest.raises(UserError, match=f"sampled otherwise .what generates '{changed}' differ"):
+            ask(**other)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "v").iterdir()} == before
+    assert ask(a=None, b="a long b", c="a long c") == 2  # a list may grow, and shrink
+    assert ask(a=None) == 0
+    known = json.loads((tmp_path / "v" / "sampling.json").read_text())["prompts"]
+    assert known == {"a": "a", "b": "a long b", "c": "a long c"}
+    with pytest.raises(UserError, match="what generates 'c'"):
+        ask(a=None, c=None)
+    record = json.loads((tmp_path / "v" / "sampling.json").read_text())
+    (tmp_path / "v" / "sampling.json").write_text(json.dumps(record | {"prompts": 3}))  # of unknown texts
+    with pytest.raises(UserError, match="prompts differ"):
+        ask(a=None)
+    with pytest.raises(UserError, match="'a' is extended in two ways"):
+        path = suite(tmp_path / "p.json", a="one")
+        path.write_text(json.dumps(json.loads(path.read_text()) * 2).replace("one", "two", 1))
+        read_suite(path)
+
+
+def test_the_protocol_says_what_generated_the_videos_and_not_what_a_list_says(tmp_path):
+    def protocol(folder, path, out):
+        line = ["eval", "videos", str(tmp_path / folder), "--prompts", str(path), "--per-prompt", "1", "--json"]
+        result = CliRunner().invoke(app, [*line, "--out", str(tmp_path / out)])
+        if isinstance(result.exception, UserError):
+            raise result.exception
+        return json.loads(result.stdout.splitlines()[-1])["protocol"]
+
+    plain = suite(tmp_path / "plain.json", a=None, b=None)
+    long = suite(tmp_path / "long.json", a=None, b="a long b")
+    for folder, path in (("plain", plain), ("long", long)):
+        sampling.sample(tmp_path / folder, read_suite(path), 1, make, {"frames": 4, "student": "s"}, 8, 1, 10)
+    short, extended = protocol("plain", plain, "1"), protocol("long", long, "2")
+    assert short["generating_prompts"] != extended["generating_prompts"]
+    assert protocol("long", plain, "3") == extended  # VBench's own list knows nothing of the longer texts
+    with pytest.raises(UserError, match="videos of 'b' were generated from 'b', and the list .* 'a long b'"):
+        protocol("plain", long, "4")
+    (tmp_path / "plain" / "sampling.json").unlink()  # of files that were made elsewhere the list is all that is known
+    assert protocol("plain", long, "5")["generating_prompts"] == extended["generating_prompts"]
 
 
 def test_videos_of_another_model_are_not_taken_for_this_ones(tmp_path):

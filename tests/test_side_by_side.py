@@ -18,12 +18,14 @@ from causvid.cli import app
 from causvid.errors import UserError
 from causvid.eval import side_by_side
 from causvid.eval.ablation import detectable, mean_of
+from causvid.eval.aggregate import scales
 from causvid.eval.sweep_page import HELD_OUT, Judged, Scored, findings
 from causvid.runs import Context
 
 
 def results(path, score, **protocol):
-    totals = {"total": None, "quality": None, "semantic": None}
+    missing = [name for name in scales() if name != "color"]
+    totals = {"total": None, "quality": None, "semantic": None, "missing": missing}
     path.write_text(json.dumps({"protocol": {"seeds": "s", **protocol}, "scores": {"color": score, "scene": None},
                                 "proxies": {"proxy_dynamics": 2.0}, "totals": totals}))  # fmt: skip
     return str(path)
@@ -80,6 +82,8 @@ def test_results_of_other_videos_are_refused_and_an_incomplete_one_is_marked(tmp
      ({"totals": 3}, "totals is 3"), ({"proxies": 1}, "proxies is 1"), ({"videos": [1]}, "videos is"),
      ({"videos": {"color": [1]}}, "videos: color"), ({"scores": {"color": "x"}}, "color is \"x\""),
      ({"scores": {"color": float("nan")}}, "color is NaN"), ({"totals": {"total": 10**400}}, "total is 1000"),
+     ({"totals": {"total": [1]}}, "total is [1]"), ({"totals": {"missing": "color"}}, "missing is \"color\""),
+     ({"totals": {"missing": [1]}}, "missing is [1]"), ({"scores": {"missing": ["color"]}}, "missing is ["),
      ({"lacking": {"videos": 1}}, "lacking"), ({"scores": {"color": True}}, "color is true")],
 )  # fmt: skip
 def test_a_results_file_whose_parts_are_wrong_is_one_message(tmp_path, change, told):
@@ -123,6 +127,23 @@ def test_power_is_told_from_a_pilot_and_not_from_one_seed(tmp_path):
         side_by_side.power(path, 2)
     with pytest.raises(UserError, match="arm 3"):
         side_by_side.power(path, 3)
+
+
+@pytest.mark.parametrize(
+    ("group", "told"),
+    [({}, "arm 1 has no measures"), (1, "no measures"), ({"measures": {"ok": 1}}, "no measures"),
+     ({"measures": [1]}, "no measures"), ({"measures": {}}, "a pilot needs two"),
+     ({"measures": {"ok": {"deviation": "x"}}}, "ok of arm 1 has deviation \"x\""),
+     ({"measures": {"ok": {"deviation": -1}}}, "deviation -1"), ({"measures": {"ok": {"deviation": True}}}, "true"),
+     ({"measures": {"ok": {"deviation": float("inf")}}}, "Infinity"), ({"measures": {"ok": {}}}, "a pilot needs two"),
+     ({"measures": {"ok": {"deviation": float("nan")}}}, "a pilot needs two")],
+)  # fmt: skip
+def test_a_pilot_file_whose_parts_are_wrong_is_one_message(tmp_path, group, told):
+    path = tmp_path / "sweep.json"
+    path.write_text(json.dumps({"comparisons": [group]}))
+    result = CliRunner().invoke(app, ["eval", "power", str(path)])
+    assert isinstance(result.exception, UserError), result.exception  # status 2
+    assert told in str(result.exception)
 
 
 class Fake(types.ModuleType):

@@ -11,6 +11,7 @@ from test_wan_generate import place  # noqa: F401  # the fixture: weights and sp
 from toy import toy_spec
 
 from causvid import cli, experiment
+from causvid import spec as specs
 from causvid.eval import sampling
 from causvid.eval.suites import read_suite
 from causvid.wan_generation import Request, Studio
@@ -93,15 +94,43 @@ def test_a_student_that_does_not_stream_says_how_long_it_samples(wan, capsys):
     assert code == 0 and json.loads((wan.tmp / "v" / "sampling.json").read_text())["frames"] == 21
 
 
+def test_an_arm_of_a_sweep_is_named_as_run_names_it(tmp_path, capsys):
+    path = toy_spec(tmp_path, "sweep: {student.steps: [2, 1]}")
+    spec = specs.load(path, ["student.steps=1"])
+    (identity,) = (node.identity for node in experiment.plan(spec, "distill") if node.name == "distill")
+    common = ["--runs", tmp_path, "--prompts", tmp_path / "none.txt"]
+    code, _, err = call(capsys, path, "student.steps=1", *common)
+    assert code == 2 and identity in err and "student.steps=1" in err.rpartition("causvid run")[2]
+    code, _, err = call(capsys, path, *common)
+    assert code == 2 and "choose one of them with student.steps=..." in err
+    (tmp_path / "record.json").write_text("{}")
+    code, _, err = call(capsys, tmp_path, "student.steps=2")
+    assert code == 2 and "student.steps=2 goes with a spec" in err
+
+
 @pytest.mark.slow
 def test_the_student_of_a_run_samples_a_suite(tmp_path, capsys):
-    path = toy_spec(tmp_path)
-    experiment.run(path, [], tmp_path / "runs")
-    common = [path, "--runs", tmp_path / "runs", "--per-prompt", "2", "--seconds", "2", "--fps", "8", "--limit", "3"]
+    path = toy_spec(tmp_path, "sweep: {student.steps: [2, 1]}")
+    run = experiment.run(path, ["student.steps=1"], tmp_path / "runs")
+    common = [
+        path,
+        "student.steps=1",
+        "--runs",
+        tmp_path / "runs",
+        "--per-prompt",
+        "2",
+        "--seconds",
+        "2",
+        "--fps",
+        "8",
+        "--limit",
+        "3",
+    ]
     assert call(capsys, *common, "--out", tmp_path / "a")[0] == 0
     assert [call(capsys, *common, "--out", tmp_path / "b", "--shard", f"{k}/2")[0] for k in (0, 1)] == [0, 0]
     names = sorted(each.name for each in (tmp_path / "a").iterdir())
     assert len(names) == 7 and names == sorted(each.name for each in (tmp_path / "b").iterdir())
     assert all((tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in names)
-    code, _, err = call(capsys, toy_spec(tmp_path, "seed: 9"), *common[1:], "--out", tmp_path / "c")
+    assert json.loads((tmp_path / "a" / "sampling.json").read_text())["student"] == run.folders["distill"].name
+    code, _, err = call(capsys, path, "student.steps=2", *common[2:], "--out", tmp_path / "c")
     assert code == 2 and "run" in err  # that student was never trained

@@ -15,10 +15,15 @@ import pytest
 import torch
 from toy import toy_spec
 
-from causvid import arm_labels, cli, experiment, launch
+from causvid import arm_labels, cli, comparison, experiment, launch
+from causvid.data.video import write_mp4
 from causvid.errors import UserError
-from causvid.eval import quoted
-from causvid.eval.aggregate import scales, total_score
+from causvid.eval import judging, quoted, side_by_side
+from causvid.eval.aggregate import aggregate, scales, total_score
+from causvid.eval.clips import Policy
+from causvid.eval.dimensions import dimensions
+from causvid.eval.results import Store
+from causvid.eval.suites import Prompt
 from causvid.eval.sweep_page import HELD_OUT, Judged, Scored, csv_of, findings
 from causvid.eval.sweep_view import bars, costs, drift_charts, pareto, render
 
@@ -167,6 +172,84 @@ def test_an_arm_that_lacks_videos_is_marked_on_every_table():
     assert render(page).count("<b>Mind:</b> INCOMPLETE") >= 4
 
 
+def vbench(arm, seed, color):
+    """A run that is judged .5 in all but colour, which has a score of some prompts."""
+    table = {name: {f"p{n}": 0.5 for n in range(10)} for name in scales()} | {"color": color}
+    return Judged({"about": arm, "seed": seed}, {"vbench": Scored(table, {"seeds": "s"})}, label=arm)
+
+
+HALF = {f"p{n}": float(n < 5) for n in range(10)}
+ALL, FOUND = dict.fromkeys(HALF, 1.0), {"p5": 1.0, "p6": 1.0}
+
+
+def test_an_arms_score_is_its_own_and_differences_are_of_common_prompts_and_say_so():
+    """Colour skips videos without the object: what one arm does not show says nothing of another's score."""
+    runs = [vbench(arm, s, found) for arm, found in (("a", HALF), ("b", FOUND), ("c", ALL)) for s in range(2)]
+    page = findings("x", runs)
+    a, b, c = page.groups
+    for group, color in ((a, 0.5), (b, 1.0), (c, 1.0)):
+        assert group.cells["vbench/color"].mean == color
+        means = dict.fromkeys(scales(), 0.5) | {"color": color}
+        assert (
+            group.cells["vbench/total"].mean
+            == pytest.approx(total_score(means))
+            == pytest.approx(aggregate(means).total)
+        )
+    assert a.cells["vbench/color"].note == c.cells["vbench/color"].note == c.cells["vbench/total"].note == ""
+    assert b.cells["vbench/color"].difference.value == 1.0  # on p5 and p6, where a has 0
+    assert c.cells["vbench/color"].difference.value == 0.5  # on all ten, whatever b shows
+    assert b.cells["vbench/color"].note == "difference over 2 of 10 prompts"
+    assert b.cells["vbench/total"].note == "difference over 2 of 10 prompts of color"
+    assert b.cells["vbench/quality"].note == ""
+    assert render(page).count("† difference over 2 of 10 prompts") == 3  # colour, total, semantic
+    noted = {(row["arm"], row["measure"]): row["note"] for row in csv.DictReader(io.StringIO(csv_of(page)))}
+    assert noted["b", "vbench/color"] == "difference over 2 of 10 prompts" and not noted["c", "vbench/color"]
+    assert page.as_json()[1]["measures"]["vbench/color"]["note"] == "difference over 2 of 10 prompts"
+
+
+def test_an_arm_without_an_object_anywhere_takes_no_score_from_others_and_is_marked():
+    runs = [vbench(arm, s, found) for arm, found in (("a", HALF), ("b", {}), ("c", ALL)) for s in range(2)]
+    page = findings("x", runs)
+    a, b, c = page.groups
+    assert {"vbench/color", "vbench/total"} <= set(a.cells) & set(c.cells) and "vbench/total" not in b.cells
+    assert b.cells["vbench/quality"].difference.value == 0  # what colour is no part of
+    assert page.mark == "INCOMPLETE: b has no score of vbench/total, vbench/semantic, vbench/color"
+    text = render(page)
+    assert text.count("<b>Mind:</b> INCOMPLETE: b") == 3 and text.count("† no score") == 3  # every table, every cell
+    apart = findings("x", [vbench("a", 0, {"p1": 0.5}), vbench("b", 0, {"p2": 0.75})]).groups[1].cells["vbench/color"]
+    assert (apart.mean, apart.difference, apart.note) == (0.75, None, "not compared: both have 0 of 2 prompts")
+    one = findings("x", [vbench("a", 0, HALF), vbench("b", 0, ALL), vbench("b", 1, {}), vbench("b", 2, ALL)]).groups[1]
+    assert one.cells["vbench/color"].mean == 1.0 and "2 of 3 seeds have a score" in one.cells["vbench/color"].note
+    first = findings("x", [vbench("a", 0, {}), vbench("b", 0, ALL)])
+    assert "a has no score of vbench/total" in first.mark
+    assert first.groups[1].cells["vbench/color"].note == "not compared: the base has no score"
+    none = findings("x", [vbench("a", 0, {}), vbench("b", 0, {})])  # asked, and found by none
+    assert "vbench/color" not in none.measures and "INCOMPLETE: b has no score of vbench/color" in none.mark
+
+
+def test_the_page_shows_the_score_that_the_judge_gave(tmp_path):
+    """Of videos with the object, which prompts have more or fewer of; a mean over prompts would be another number."""
+    pytest.importorskip("cv2")
+
+    class Judge:
+        label, weights, fast_weights, static_weights, lacks, mapping = "exact: test", {}, {}, {}, "", None
+        dimension = dimensions()["color"]
+
+        def score(self, clip, branch):
+            return {"a-0.mp4": 0.25, "a-1.mp4": 0.5, "b-0.mp4": 0.75}.get(clip.name)
+
+    for number, name in enumerate(("a-0", "a-1", "b-0", "b-1")):
+        ground = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(number)) * 2 - 1
+        write_mp4(tmp_path / "v" / f"{name}.mp4", ground, fps=8)
+    prompts = [Prompt(text, ("color",)) for text in "ab"]
+    with Store(tmp_path / "rows") as store:
+        found = judging.judge_folder(tmp_path / "v", prompts, store, Policy(), 2, {"color": Judge()}).as_json()
+    scored = comparison._suite(json.loads(json.dumps(found)))
+    cell = findings("x", [Judged({}, {"vbench": scored}, label="a")]).groups[0].cells["vbench/color"]
+    assert cell.mean == found["scores"]["color"] == 0.5 and cell.low <= 0.5 <= cell.high
+    assert dict(scored.scores["color"]) == {"a": 0.375, "b": 0.75}
+
+
 def test_curves_costs_and_videos_are_on_the_page():
     def run(init, seed, identity):
         points = [{"seconds": 2.0 * n, "mean": 0.5 - 0.1 * n, "low": 0.0, "high": 1.0, "videos": 2} for n in range(3)]
@@ -233,6 +316,16 @@ def test_a_dry_run_shows_what_would_be_submitted_and_runs_nothing(tmp_path, caps
             assert line in out, line
 
 
+@pytest.mark.parametrize(
+    ("options", "minutes"), [([], 5), (["timeout_min=600"], 600), (["slurm_time=30"], 30), (["slurm_qos=long"], 5)]
+)
+def test_the_five_minutes_that_slurm_is_asked_for_by_default_are_told(tmp_path, capsys, options, minutes):
+    made = launch.executor(tmp_path, "slurm", options, 2, dry=True)
+    err = " ".join(capsys.readouterr().err.split())
+    assert ("5 minutes a job" in err and "timeout_min=" in err) == (minutes == 5)
+    assert f"#SBATCH --time={minutes}\n" in launch.scripts([launch.Work("x", (), "a")], made)  # submitit's own default
+
+
 def test_a_cluster_that_is_not_there_and_an_option_it_lacks_are_clear_errors(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match="no cluster 'slurm' can be used here.*--dry-run"):
@@ -281,6 +374,8 @@ def test_submitits_local_executor_runs_a_sweep_and_a_failed_arm_is_reported(tmp_
     )
     page = next((tmp_path / "runs" / "sweeps").glob("*.html")).read_text()
     assert "submitted 4 jobs" in done.stderr and "Over time" in page and "vbench_long" in page
+    judged_files = sorted((tmp_path / "runs" / "evaluate").glob("*/vbench_long/results.json"))
+    assert len(judged_files) == 4 and side_by_side.compare(judged_files)["mark"] == ""
     again = subprocess.run([*line, "--launcher", "local"], capture_output=True, text=True, env=environment, check=False)
     assert again.returncode == 0 and json.loads(again.stdout.splitlines()[-1])["comparisons"] == table["comparisons"]
     made = launch.executor(tmp_path / "bad", "local", [], 2)
@@ -357,6 +452,15 @@ def test_the_short_names_are_told_in_the_status_and_by_launchers(tmp_path, capsy
     told = capsys.readouterr().out
     assert "student.input=self_rollout (given_blocks=1), seed=3  " in told and "{" not in told
     assert launch.works(path, [])[0].label == "student.input=data, seed=3"
+
+
+def test_a_launched_arm_of_zipped_keys_is_one_arm(tmp_path):
+    """What launchers start is 'causvid run' with the arm's settings, which names every key of the row apart."""
+    path = toy_spec(tmp_path, 'sweep: {"student.steps, about": [[1, one], [2, two]]}')
+    specs_of = [experiment.single(path, work.overrides) for work in launch.works(path, [])]
+    assert [(s["student.steps"], s["about"]) for s in specs_of] == [(1, "one"), (2, "two")]
+    with pytest.raises(UserError, match="sweeps over about: .*with about=..."):
+        experiment.single(path, ["student.steps=1"])
 
 
 def test_an_arm_that_is_named_twice_is_refused(tmp_path):

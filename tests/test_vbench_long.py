@@ -6,12 +6,15 @@ import json
 import math
 import os
 from collections import defaultdict
+from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from causvid.errors import UserError
+from causvid.eval import judges, reference
 from causvid.eval.clips import Mapping101, Policy, bounds, first_frames, fuse, read_mapping
 from causvid.eval.pooling import Judged, per_video, pool
 from causvid.eval.suites import check_case, file_name, parse_name, read_suite, scan
@@ -29,6 +32,18 @@ def suite(tmp_path, rows):
 
 def row(text, *dimensions, **auxiliary):
     return {"prompt_en": text, "dimension": list(dimensions or ["color"]), "auxiliary_info": auxiliary}
+
+
+# One row of each kind, as VBench_full_info.json has them.
+LOOKED_FOR = [
+    row("a person", "object_class", object_class={"object": "person"}),
+    row("a bird and a cat", "multiple_objects", multiple_objects={"object": "bird and cat"}),
+    row("a red car", "color", color={"color": "red"}),
+    row("a bicycle on the left of a car, front view", "spatial_relationship", spatial_relationship={
+        "spatial_relationship": {"object_a": "bicycle", "object_b": "car", "relationship": "on the left of"}}),
+    row("alley", "scene", scene={"scene": {"scene": "alley"}}),
+    row("a bear, Van Gogh style", "appearance_style", appearance_style={"appearance_style": "Van Gogh style"}),
+]  # fmt: skip
 
 
 def touch(folder, *names):
@@ -133,14 +148,30 @@ def test_prompts_that_differ_in_case_need_a_file_system_that_does(tmp_path, monk
 
 
 def test_what_a_rule_looks_for_is_read_from_upstreams_nesting(tmp_path):
-    prompts = suite(
-        tmp_path,
-        [
-            row("a red car", "color", color={"color": "red"}),
-            row("alley", "scene", scene={"scene": {"scene": "alley"}}),
-        ],
-    )
-    assert prompts[0].auxiliary == {"color": "red"} and prompts[1].auxiliary == {"scene": {"scene": "alley"}}
+    prompts = suite(tmp_path, LOOKED_FOR)
+    assert [prompt.auxiliary for prompt in prompts] == [row["auxiliary_info"] for row in LOOKED_FOR]
+    bare = row("a cat", "color")  # of no use to the judge, which says so; flickering does not ask
+    assert suite(tmp_path, [bare])[0].auxiliary == {}
+
+
+def test_a_judge_is_given_what_upstreams_function_reads(tmp_path, monkeypatch):
+    """Upstream hands its function ``auxiliary_info[dimension]`` of the row, whatever the keys in it are called."""
+    asked = []
+
+    class Process:
+        def ask(self, dimension, video, prompt, auxiliary):
+            asked.append((dimension, prompt, auxiliary))
+
+    monkeypatch.setattr(reference, "needed", lambda name, long=False: ())
+    frames = np.zeros((2, 8, 8, 3), np.uint8)
+    for prompt in suite(tmp_path, LOOKED_FOR):
+        (name,) = prompt.dimensions
+        clip = judges.Clip(frames, 8.0, "a-0.mp4", prompt.text, prompt.auxiliary, tmp_path, tmp_path / "a-0.mp4")
+        judges.Theirs(name, Process(), tmp_path).score(clip, "slow")
+        with pytest.raises(UserError, match=f"does not say what {name} looks for"):
+            judges.Theirs(name, Process(), tmp_path).score(replace(clip, auxiliary={}), "slow")
+    expected = [(r["dimension"][0], r["prompt_en"], r["auxiliary_info"][r["dimension"][0]]) for r in LOOKED_FOR]
+    assert asked == expected and asked[0][2]["object"] == "person" and asked[4][2]["scene"]["scene"] == "alley"
 
 
 @pytest.mark.parametrize(
@@ -148,6 +179,10 @@ def test_what_a_rule_looks_for_is_read_from_upstreams_nesting(tmp_path):
     [([row("a/b")], "slash"), ([row("x" * 260)], "too long"), ([row("a", "colour")], "did you mean 'color'"),
      ([{"prompt_en": "a"}], "no dimension"),
      ([row("a", ["scene"])], "unknown dimension"), ([{**row("a"), "auxiliary_info": [1]}], "an object by dimension"),
+     ([row("a", color="red")], 'a\' has auxiliary_info .*"red".*: {"color": ...}} is accepted'),
+     ([row("a", "object_class", object_class={"object_class": "cat"})], '{"object": ...}} is accepted'),
+     ([row("a", object_clas={"object": "cat"})], "did you mean 'object_class'"),
+     ([row("a", temporal_flickering={"x": "cat"})], "look for something"),
      ([{**row("a"), "extended": 5}], "extended 5"), ([3], "a row is"), ([], "no prompts"), ({}, "a list of prompts")],
 )  # fmt: skip
 def test_bad_suites_are_refused(tmp_path, rows, word):

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from causvid.cli import app
 from causvid.data.video import write_mp4
 from causvid.errors import UserError
-from causvid.eval import reference, suites
+from causvid.eval import judges, reference, suites
 from causvid.eval.dimensions import dimensions
 from causvid.eval.exact import flickering
 from causvid.eval.footage import decode
@@ -164,3 +164,67 @@ def test_upstreams_list_of_prompts_is_read_whole():
     for name, dimension in dimensions().items():
         if dimension.scale is not None:
             assert sum(name in prompt.dimensions for prompt in prompts) == per_suite[dimension.suite]
+
+
+SOUGHT = ("object_class", "multiple_objects", "color", "spatial_relationship", "scene", "appearance_style")
+GRIT = Path(__file__).with_name("vbench_grit.py")
+
+
+def asked(name, prompts, monkeypatch, folder, process):
+    """Scores of a clip of each prompt, through the judge that the command would ask."""
+    monkeypatch.setattr(reference, "needed", lambda name, long=False: ())
+    judge, video = judges.Theirs(name, process, folder), folder / "a-0.mp4"
+    if not video.is_file():
+        write_mp4(video, texture(0, 3), fps=8)
+    frames, out = decode(video).frames, {}
+    for prompt in prompts:
+        clip = judges.Clip(frames, 8.0, video.name, prompt.text, prompt.auxiliary, folder, video)
+        out[prompt.text] = judge.score(clip, "slow")
+    return out
+
+
+def test_what_rules_look_for_is_given_as_upstream_reads_it(tmp_path, monkeypatch):
+    """Every prompt of VBench's own list, read by upstream's own function."""
+    rows = [row | {"video_list": ["a-0.mp4"]} for row in json.loads(reference.prompts_file().read_text())]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    line = [str(reference.interpreter()), "-I", str(GRIT), "--read", str(tmp_path / "rows.json"), *SOUGHT]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    theirs, given = json.loads(done.stdout.splitlines()[-1]), []
+
+    class Process:
+        def ask(self, dimension, video, prompt, auxiliary):
+            given.append([prompt, auxiliary])
+
+    every = suites.read_suite(reference.prompts_file())
+    for name in SOUGHT:
+        given.clear()
+        asked(name, [prompt for prompt in every if name in prompt.dimensions], monkeypatch, tmp_path, Process())
+        assert given == theirs[name] and len(given) >= 79, name
+
+
+BOXES = {"bird": [0, 0, 10, 10], "cat": [90, 0, 100, 10], "person": [0, 80, 10, 90]}
+# (dimension, prompt of VBench's list, score by its rule of what is seen in every frame)
+RULED = [
+    ("object_class", "a person", 1.0), ("object_class", "a bicycle", 0.0),
+    ("multiple_objects", "a bird and a cat", 1.0), ("multiple_objects", "a cat and a dog", 0.0),
+    ("color", "a red bicycle", 1.0), ("color", "a green bicycle", 0.0), ("color", "a red car", None),
+    ("spatial_relationship", "a bird on the left of a cat, front view", 1.0),
+    ("spatial_relationship", "a cat on the right of a dog, front view", 0.0),
+    ("scene", "alley", 1.0), ("scene", "amusement park", 0.0),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SOUGHT[:-1])
+def test_upstreams_rules_look_for_what_the_prompt_says(tmp_path, monkeypatch, name):
+    """Upstream's own functions in the worker, on detections that are given: GRiT needs detectron2, Tag2Text weights."""
+    seen = {  # upstream takes all labels from the first box, of a caption and a label, or the caption as the label
+        "color": [["a red bicycle", [0, 0, 9, 9], ["bicycle"]]],
+        "spatial_relationship": [[label, box, [label]] for label, box in BOXES.items()],
+    }.get(name, [["", [0, 0, 9, 9], list(BOXES)]])
+    (tmp_path / "seen.json").write_text(json.dumps({"detections": seen, "caption": "a man in an alley"}))
+    monkeypatch.setattr(reference, "WORKER", GRIT)
+    expected = {text: score for dimension, text, score in RULED if dimension == name}
+    prompts = [p for p in suites.read_suite(reference.prompts_file()) if p.text in expected and name in p.dimensions]
+    with reference.judge(tmp_path, tmp_path / "judge.log") as process:
+        assert asked(name, prompts, monkeypatch, tmp_path, process) == expected

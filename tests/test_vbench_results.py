@@ -56,15 +56,17 @@ def judge(folder, out, *options):
 def test_a_row_is_found_by_what_was_asked_and_by_nothing_else(tmp_path):
     with Store(tmp_path / "rows") as store:
         store.append(Row(QUESTION, 0.5))
-        store.append(Row(Question(**{**QUESTION.__dict__, "clip": 1}), None))
+        store.append(Row(Question(**{**QUESTION.__dict__, "dimension": "color"}), None))  # no object, which is no zero
+        store.append(Row(Question(**{**QUESTION.__dict__, "dimension": "proxy_dynamics"}), 7.0))  # in pixels
     with Store(tmp_path / "rows") as store:
-        assert QUESTION in store and store[QUESTION] == 0.5 and len(store) == 2
+        assert QUESTION in store and store[QUESTION] == 0.5 and len(store) == 3
         changes = {"video_sha256": "cd", "clip": 2, "version": 2, "judge": "x", "weights": {"a": "1"}}
-        changes |= {"decoder": "pyav", "clip_policy": "upstream", "dimension": "color", "frames": (0, 9)}
+        changes |= {"decoder": "pyav", "clip_policy": "upstream", "dimension": "scene", "frames": (0, 9)}
         for change in ({name: value} for name, value in changes.items()):
             assert Question(**{**QUESTION.__dict__, **change}) not in store
-        with pytest.raises(ValueError, match="nan"):
-            store.append(Row(QUESTION, float("nan")))
+        for score, told in ((float("nan"), "NaN"), (7.0, "7, beyond 1"), (None, "no score")):
+            with pytest.raises(ValueError, match=f"temporal_flickering: the judge gave .*{told}"):
+                store.append(Row(QUESTION, score))
 
 
 def test_a_line_cut_short_anywhere_is_dropped_and_the_rest_kept(tmp_path):
@@ -88,6 +90,31 @@ def test_two_evaluations_do_not_write_one_file_and_a_damaged_one_is_told(tmp_pat
     (tmp_path / "bad").write_text("hello\n")
     with pytest.raises(UserError, match="line 1"):
         Store(tmp_path / "bad")
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [({"score": "abc"}, 'the score "abc" of temporal_flickering'), ({"score": float("nan")}, "the score NaN"),
+     ({"score": True}, "the score true"), ({"score": None}, "no score of temporal_flickering"),
+     ({"score": 7.0}, "the score 7, beyond 1"), ({"score": [0.5]}, "the score [0.5]"), ({"dimension": [1]}, "no row")],
+)  # fmt: skip
+def test_a_row_whose_score_is_none_is_told_with_its_line_and_is_not_pooled(tmp_path, damage, told):
+    path, kept = tmp_path / "rows.jsonl", tmp_path / "other"
+    other = Question(**{**QUESTION.__dict__, "clip": 1})
+    with Store(path) as store:
+        store.append(Row(QUESTION, 0.25))
+        store.append(Row(other, 0.5))
+    first, second = path.read_text().splitlines()
+    path.write_text(f"{first}\n{json.dumps(json.loads(second) | damage)}\n")
+    kept.write_bytes(path.read_bytes())
+    with pytest.raises(UserError, match="line 2") as error:
+        Store(path)
+    assert told in str(error.value)
+    path.write_text(first + "\n")  # the line removed, as the message says
+    with Store(path) as store:
+        assert len(store) == 1
+    with Store(tmp_path / "mine", [kept]) as store:  # nor is it taken over from another file
+        assert QUESTION in store and other not in store
 
 
 def test_a_folder_is_judged_and_a_second_time_nothing_is_computed(folder, monkeypatch):
@@ -130,8 +157,32 @@ def test_bad_files_are_listed_and_change_no_score(folder):
     assert out["lacking"] == {"videos": 4, "of": 10} and json.loads((folder / "good" / "results.json").read_text())[
         "lacking"
     ] == {"videos": 0, "of": 6}
-    with pytest.raises(UserError, match="bad"):
-        side_by_side.compare([folder / "good" / "results.json", folder / "bad" / "results.json"])
+    pair = [folder / "good" / "results.json", folder / "bad" / "results.json"]
+    with pytest.raises(UserError, match="different protocols.*judged_prompts"):  # another list of prompts
+        side_by_side.compare(pair)
+    assert f"INCOMPLETE: {pair[1]} lacks 4 of 10 videos" in side_by_side.compare(pair, across=True)["mark"]
+
+
+def test_two_judged_folders_are_compared_though_dimensions_are_missing(folder):
+    """What 'eval videos' writes without weights: totals are null, and what they lack is named."""
+    judge(folder, folder / "one")
+    other = folder / "other"
+    (folder / "v").rename(folder / "kept")
+    for number, path in enumerate(sorted((folder / "kept").iterdir())):
+        write_mp4(folder / "v" / path.name, clip(100 + number) * 0.5)
+    judge(folder, other)
+    files = [folder / "one" / "results.json", other / "results.json"]
+    first, second = (json.loads(path.read_text()) for path in files)
+    assert len(first["totals"]["missing"]) == 15 and first["totals"]["total"] is None
+    result = CliRunner().invoke(app, ["eval", "compare", *map(str, files), "--json"])
+    assert result.exit_code == 0, result.exception
+    rows = {row["measure"]: row for row in json.loads(result.stdout)["rows"]}
+    assert set(rows) == {"temporal_flickering", *first["proxies"]}
+    scores = [each["scores"]["temporal_flickering"] for each in (first, second)]
+    assert scores[0] != scores[1] and rows["temporal_flickering"]["values"] == scores
+    assert rows["temporal_flickering"]["differences"] == [0.0, scores[1] - scores[0]]
+    shown = CliRunner().invoke(app, ["eval", "compare", *map(str, files)]).stdout
+    assert f"({scores[1] - scores[0]:+.4f})" in shown and "missing" not in shown
 
 
 def test_frames_that_the_decoder_made_up_are_listed_and_never_scored(folder):

@@ -246,12 +246,15 @@ class Spread:
     prompts: float
 
 
+UNKNOWN = Spread(math.nan, math.nan)
+
+
 def spread(arm: Arm, statistic: Statistic, draws: int = 1000) -> Spread:
     """The spread of an arm's trainings, and by a bootstrap over prompts the prompts' part in it."""
     values = torch.tensor(per_seed(arm, statistic), dtype=torch.float64)
     trained = len(values)
     if trained < 2:
-        return Spread(math.nan, math.nan)
+        return UNKNOWN
     weights = _prompt_weights(arm, draws, torch.Generator().manual_seed(key("spread", trained, draws)))
     every = torch.arange(trained)[:, None, None].expand(-1, draws, 1)
     drawn = torch.stack([statistic(_means(arm, seed, weights)) for seed in every])  # trainings, draws

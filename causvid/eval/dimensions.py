@@ -55,6 +55,7 @@ class Dimension:
         clip_seconds: length of the clips of a long video.
         pooling: how clips and videos become one score; see :mod:`causvid.eval.pooling`.
         imports: modules beside vbench itself that the judge needs.
+        looks_for: the key under which upstream's function reads what the prompt's rule looks for; empty: nothing.
         version: raised when our way of computing it changes, so that older rows are not reused.
     """
 
@@ -66,6 +67,7 @@ class Dimension:
     weights: ClassVar[tuple[Weights, ...]] = ()
     imports: ClassVar[tuple[str, ...]] = ()
     fast_branch: ClassVar[bool] = False
+    looks_for: ClassVar[str] = ""
     version: ClassVar[int] = 1
 
     def __init_subclass__(cls) -> None:
@@ -173,6 +175,7 @@ class ObjectClass(Dimension):
 
     scale = semantic()
     suite = "object_class"
+    looks_for = "object"
     weights = (GRIT, BERT_WORDS)
     imports = DETECTRON
 
@@ -183,6 +186,7 @@ class MultipleObjects(Dimension):
 
     scale = semantic()
     suite = "multiple_objects"
+    looks_for = "object"
     weights = (GRIT, BERT_WORDS)
     imports = DETECTRON
 
@@ -204,6 +208,7 @@ class Color(Dimension):
 
     scale = semantic()
     suite = "color"
+    looks_for = "color"
     pooling = "found_only"
     weights = (GRIT, BERT_WORDS)
     imports = DETECTRON
@@ -215,6 +220,7 @@ class SpatialRelationship(Dimension):
 
     scale = semantic()
     suite = "spatial_relationship"
+    looks_for = "spatial_relationship"
     weights = (GRIT, BERT_WORDS)
     imports = DETECTRON
 
@@ -225,6 +231,7 @@ class Scene(Dimension):
 
     scale = semantic(high=0.8222)
     suite = "scene"
+    looks_for = "scene"
     weights = (
         Weights("caption_model/tag2text_swin_14m.pth", "Recognize Anything", gigabytes=4.5),
         BERT_WORDS,
@@ -239,6 +246,7 @@ class AppearanceStyle(Dimension):
 
     scale = semantic(0.0009, 0.2855)
     suite = "appearance_style"
+    looks_for = "appearance_style"
     weights = (CLIP_B32,)
     imports = ("clip",)
 

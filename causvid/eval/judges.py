@@ -155,7 +155,10 @@ class Theirs:
 
     def score(self, clip: Clip, branch: Branch) -> float | None:
         asked = self._name if branch == "slow" else f"{self._name}.fast"
-        return self._process.ask(asked, clip.path, clip.prompt, {self._name: clip.auxiliary.get(self._name)})
+        sought = clip.auxiliary.get(self._name)
+        if sought is None and self.dimension.looks_for:
+            raise UserError(f"the prompt's auxiliary_info does not say what {self._name} looks for")
+        return self._process.ask(asked, clip.path, clip.prompt, sought)
 
 
 def check_names(names: Sequence[str]) -> None:

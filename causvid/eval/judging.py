@@ -26,7 +26,7 @@ from causvid.eval.reference import Unusable
 from causvid.eval.results import Protocol, Question, Row, Store
 from causvid.eval.scenes import scenes
 from causvid.eval.static_filter import DIMENSION, Sieve
-from causvid.eval.suites import Prompt, Video, scan
+from causvid.eval.suites import Prompt, Video, generating, scan
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,23 @@ class Sampling:
     seeds: str | None = None
     codec: str | None = None
     length: str | None = None
+    prompts: Mapping[str, str] = field(default_factory=dict)  # short prompt -> the text that generated its videos
+
+    def generating(self, prompts: Sequence[Prompt]) -> list[str]:
+        """What the model was asked for, row by row: as was recorded, and where nothing was, as the list says.
+
+        Raises:
+            UserError: the list extends a prompt otherwise than its videos' record.
+        """
+        for prompt in prompts:
+            made = self.prompts.get(prompt.text)
+            if made is not None and prompt.extended and prompt.extended != made:
+                raise UserError(
+                    f"the videos of '{prompt.text}' were generated from '{made[:60]}', and the list of prompts has "
+                    f"'{prompt.extended[:60]}'; judge them by the list that they were sampled from, or sample anew"
+                )
+        texts = {**generating(prompts), **self.prompts}
+        return [texts[prompt.text] for prompt in prompts]
 
 
 @dataclass(frozen=True)
@@ -196,9 +213,10 @@ def judge_folder(
             Videos beyond ``per_prompt`` are judged in nothing else.
 
     Raises:
-        UserError: no such folder, or no video that can be judged.
+        UserError: no such folder, no video that can be judged, or videos that the list's texts did not generate.
     """
     found, able, lost = scan(folder, prompts, per_prompt, static_filter), dict(asked), dict(unjudged or {})
+    asked_for = sampling.generating(prompts)
     sieve = Sieve(policy.compat)
     by_text = merged(prompts)
     files, copies = checked(found.videos)
@@ -206,6 +224,7 @@ def judge_folder(
     slow: dict[str, list[Judged]] = {}
     fast: dict[str, list[Judged]] = {}
     judged: dict[str, str] = {}
+    broken: set[str] = set()
     for number, (video, digest) in enumerate(files):
         show(number, len(files))
         name, prompt = video.path.name, by_text[video.prompt]
@@ -236,8 +255,6 @@ def judge_folder(
                 try:
                     if item.question not in store:
                         score = able[item.dimension].score(reader.clip(item), item.branch)
-                        if score is None and able[item.dimension].dimension.pooling != "found_only":
-                            raise UserError("the judge has nothing to say")
                         store.append(Row(item.question, score))
                     if item.branch != "static":
                         answers.append((item, store[item.question]))
@@ -250,6 +267,7 @@ def judge_folder(
                     failed[item.dimension] = str(error)
         footage.close()
         problems += [(name, f"{dimension}: {reason}") for dimension, reason in failed.items()]
+        broken |= set(failed)
         if DIMENSION in failed:
             sieve.drop(video.prompt, name)
         for item, score in answers:
@@ -262,6 +280,8 @@ def judge_folder(
     show(len(files), len(files))
     if sieve.asked and DIMENSION not in slow:
         lost.setdefault(DIMENSION, "the static filter keeps no video")
+    for name in broken - set(slow):  # null and named, as what nobody can judge
+        lost.setdefault(name, "no video of it could be judged; see the problems")
     for name in lost:
         slow.pop(name, None)
     if not slow:
@@ -274,7 +294,7 @@ def judge_folder(
     }  # fmt: skip
     protocol = Protocol(
         results.prompts_digest(prompt.text for prompt in prompts),
-        results.prompts_digest(prompt.generating for prompt in prompts),
+        results.prompts_digest(asked_for),
         per_prompt, policy.label, decoder(), {name: asked[name].label for name in ordered},
         {
             file: digest

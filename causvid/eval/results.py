@@ -10,7 +10,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -19,6 +18,8 @@ from typing import Any, Literal
 
 from causvid import weights
 from causvid.errors import UserError
+from causvid.eval.aggregate import is_finite
+from causvid.eval.dimensions import Dimension, dimensions
 from causvid.eval.pooling import Judged
 from causvid.eval.static_filter import DIMENSION
 
@@ -56,6 +57,19 @@ class Row:
         return {"key": self.question.key, **asdict(self.question), "score": self.score}
 
 
+def no_score(dimension: type[Dimension] | None, score: Any) -> str:
+    """What is wrong with a judge's answer of a clip; empty where nothing is.
+
+    None is an answer only where a video without the object has no score. The sixteen dimensions lie in [-1, 1].
+    """
+    if score is None:
+        return "" if dimension is None or dimension.pooling == "found_only" else "no score"
+    if not is_finite(score):
+        return f"the score {json.dumps(score)[:40]}"
+    bounded = dimension is not None and dimension.scale is not None
+    return f"the score {score:g}, beyond 1" if bounded and abs(score) > 1 else ""
+
+
 class Store:
     """A JSONL file of rows that one process at a time appends to; opening it drops a line that was cut short.
 
@@ -73,8 +87,9 @@ class Store:
             raise UserError(
                 f"{path} is in use by another evaluation; wait for it, or write to another folder"
             ) from error
+        self._known = dimensions()
         self._scores = self._read()
-        self._others = {key: row["score"] for other in others for key, row in _complete_rows(other)}
+        self._others = {key: row["score"] for other in others for key, row in _complete_rows(other, self._known)}
 
     def _read(self) -> dict[str, float | None]:
         content = self.path.read_bytes()
@@ -85,10 +100,17 @@ class Store:
         for number, line in enumerate(whole.splitlines(), 1):
             try:
                 row = json.loads(line)
+                wrong = no_score(self._known.get(row["dimension"]), row["score"])
                 scores[row["key"]] = row["score"]
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 self.close()
                 raise UserError(f"{self.path}, line {number}, is no row; repair or remove the file") from error
+            if wrong:
+                self.close()
+                raise UserError(
+                    f"{self.path}, line {number}, has {wrong} of {row['dimension']}; remove the line, and it is judged "
+                    "again"
+                )
         return scores
 
     def __contains__(self, question: Question) -> bool:
@@ -107,10 +129,10 @@ class Store:
         """Write a row, to the disk.
 
         Raises:
-            ValueError: a score that is not finite.
+            ValueError: what is no score of the dimension.
         """
-        if row.score is not None and not math.isfinite(row.score):
-            raise ValueError(f"{row.question.dimension}: the judge's score is {row.score}")
+        if wrong := no_score(self._known.get(row.question.dimension), row.score):
+            raise ValueError(f"{row.question.dimension}: the judge gave {wrong}")
         os.write(self._file, (json.dumps(row.as_json(), sort_keys=True) + "\n").encode())
         os.fsync(self._file)
         self._scores[row.question.key] = row.score
@@ -125,13 +147,14 @@ class Store:
         self.close()
 
 
-def _complete_rows(path: Path) -> Iterable[tuple[str, dict[str, Any]]]:
+def _complete_rows(path: Path, known: Mapping[str, type[Dimension]]) -> Iterable[tuple[str, dict[str, Any]]]:
     """Rows of a file that another process may be writing; what is no row is passed over."""
     for line in path.read_bytes().splitlines() if path.is_file() else ():
         try:
             row = json.loads(line)
-            yield row["key"], {"score": row["score"]}
-        except (ValueError, KeyError, TypeError):
+            if not no_score(known.get(row["dimension"]), row["score"]):
+                yield row["key"], {"score": row["score"]}
+        except (ValueError, KeyError, TypeError, RecursionError):
             continue
 
 

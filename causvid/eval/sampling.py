@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from torch import Tensor
 
@@ -18,7 +18,7 @@ from causvid import weights
 from causvid.data.video import write_mp4
 from causvid.errors import UserError
 from causvid.eval.judging import Sampling
-from causvid.eval.suites import RECORD, Prompt, check_case, counts, file_name
+from causvid.eval.suites import RECORD, Prompt, check_case, counts, file_name, generating
 from causvid.randomness import key
 
 SEEDS = "of prompt and index, version 1"
@@ -40,10 +40,9 @@ def seed_of(prompt: str, index: int) -> int:
 
 def jobs(prompts: Sequence[Prompt], per_prompt: int, static_filter: int = 0) -> list[Job]:
     """Every video of a suite, each once, whole sets of one index first: a stopped run has the same count of each."""
-    generating = {prompt.text: prompt.generating for prompt in reversed(prompts)}
-    texts = counts(prompts, per_prompt, static_filter)
+    asked, texts = generating(prompts), counts(prompts, per_prompt, static_filter)
     return [
-        Job(generating[text], seed_of(text, index), file_name(text, index))
+        Job(asked[text], seed_of(text, index), file_name(text, index))
         for index in range(max(texts.values(), default=0))
         for text, count in texts.items()
         if index < count
@@ -84,22 +83,28 @@ def sample(
         static_filter: videos of each prompt of temporal flickering, where that is more; see :mod:`.static_filter`.
 
     Raises:
-        UserError: the folder holds videos of another model or protocol, or can't tell two prompts apart.
+        UserError: the folder holds videos of another model, protocol or generating text, or can't tell two prompts
+            apart.
     """
     folder.mkdir(parents=True, exist_ok=True)
     check_case(folder, prompts)
+    asked = generating(prompts)  # by the short prompt, which names the file
     whole = {
-        **record, "seeds": SEEDS, "fps": fps, "scale": scale, "crf": crf, "per_prompt": per_prompt,
-        "prompts": len({prompt.text for prompt in prompts}),
+        **record, "seeds": SEEDS, "fps": fps, "scale": scale, "crf": crf, "per_prompt": per_prompt, "prompts": asked,
     }  # fmt: skip
     path = folder / RECORD
     if path.is_file():
         theirs, grows = _read(path), ("per_prompt", "prompts")
         differing = [name for name in whole if name not in grows and theirs.get(name) != whole[name]]
+        known = theirs.get("prompts")
+        if not _texts(known):
+            differing.append("prompts")
+        else:
+            differing += [f"what generates '{text}'" for text in asked if known.get(text, asked[text]) != asked[text]]
+            whole["prompts"] = {**known, **asked}
         if differing:
-            raise UserError(
-                f"{folder} holds videos that were sampled otherwise ({', '.join(differing)} differ); take another one"
-            )
+            told = ", ".join(differing[:5])
+            raise UserError(f"{folder} holds videos that were sampled otherwise ({told} differ); take another one")
     weights.write_json(path, whole)
     every = jobs(prompts, per_prompt, static_filter)
     # Batches are cut from all jobs, and made whole or not at all: so neither shards nor a resume move a number.
@@ -125,13 +130,18 @@ def _read(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def _texts(found: Any) -> TypeGuard[dict[str, str]]:
+    return isinstance(found, dict) and all(isinstance(text, str) for text in found.values())
+
+
 def recorded(folder: Path) -> Sampling:
     """How the videos of a folder were sampled, where it is recorded."""
     path = folder / RECORD
     if not path.is_file():
         return Sampling()
     found = _read(path)
+    texts = found.get("prompts")
     return Sampling(
         found.get("seeds"), f"h264 crf {found.get('crf')}, scale {found.get('scale')}",
-        f"{found.get('frames')} frames at {found.get('fps')} fps",
+        f"{found.get('frames')} frames at {found.get('fps')} fps", texts if _texts(texts) else {},
     )  # fmt: skip

@@ -81,7 +81,10 @@ def ours(path: Path, found: dict[str, Any]) -> dict[str, Any]:
     ]
     for part in ("scores", "proxies", "totals"):
         for name, value in known[part].items() if isinstance(known[part], dict) else ():
-            if value is not None and not is_finite(value):
+            if (part, name) == ("totals", "missing"):  # dimensions, where there are not all sixteen
+                if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+                    problems.append(f"totals: missing is {json.dumps(value)[:40]}; a list of names is accepted")
+            elif value is not None and not is_finite(value):
                 problems.append(f"{part}: {name} is {json.dumps(value)[:40]}; a finite number or null is accepted")
     if isinstance(known["videos"], dict):
         for name, rows in known["videos"].items():
@@ -129,20 +132,31 @@ def power(path: Path, arm: int) -> dict[str, dict[str, float]]:
     """For each measure of a pilot arm the least difference that SEEDS training seeds would find.
 
     Raises:
-        UserError: no such arm, or one of a single seed, which says nothing of the spread between trainings.
+        UserError: no such arm, a file that is none of a sweep, or an arm of a single seed, which says nothing of the
+            spread between trainings.
     """
     groups = read(path).get("comparisons")
     if not isinstance(groups, list) or not 1 <= arm <= len(groups):
         raise UserError(f"{path} is no sweep with an arm {arm}")
     group, out = groups[arm - 1], {}
-    for measure, cell in group["measures"].items():
-        of = Spread(*(cell.get(part) or math.nan for part in ("deviation", "prompt_deviation")))
-        if of.seeds > 0:  # seeds that agree to the last digit say nothing of their spread
+    cells = group.get("measures") if isinstance(group, dict) else None
+    if not isinstance(cells, dict) or not all(isinstance(cell, dict) for cell in cells.values()):
+        raise UserError(f"{path} is not what 'causvid sweep' wrote: arm {arm} has no measures; run the sweep again")
+    for measure, cell in cells.items():
+        parts = [math.nan if (part := cell.get(name)) is None else part for name in ("deviation", "prompt_deviation")]
+        bad = [part for part in parts if part == part and not (is_finite(part) and part >= 0)]  # NaN: of one seed
+        if bad:
+            raise UserError(
+                f"{path} is not what 'causvid sweep' wrote: {measure} of arm {arm} has deviation "
+                f"{json.dumps(bad[0])[:40]}; a number of at least 0 is accepted"
+            )
+        of = Spread(*parts)
+        if of.seeds > 0 and of.prompts >= 0:  # seeds that agree to the last digit say nothing of their spread
             out[measure] = {str(seeds): detectable_at(of, seeds) for seeds in SEEDS}
     if not out:
         raise UserError(
-            f"arm {arm}, '{group['arm']}', has {group['seeds']} training seed: a pilot needs two or more, or the "
-            "spread between trainings is not known; list seeds in the sweep, seed: [0, 1]"
+            f"arm {arm}, '{group.get('arm')}', has {group.get('seeds')} training seed: a pilot needs two or more, or "
+            "the spread between trainings is not known; list seeds in the sweep, seed: [0, 1]"
         )
     return out
 

@@ -27,17 +27,15 @@ RECORD = "sampling.json"  # beside the videos: how they were sampled
 
 @dataclass(frozen=True)
 class Prompt:
-    """One row of a suite: the short prompt, its dimensions, what a rule looks for, and the text that generates."""
+    """One row of a suite: the short prompt, its dimensions, what their rules look for, and a text that generates.
+
+    ``auxiliary``: dimension -> what upstream's function of it is given, {``Dimension.looks_for``: what}.
+    """
 
     text: str
     dimensions: tuple[str, ...]
     auxiliary: Mapping[str, Any] = field(default_factory=dict)
     extended: str | None = None
-
-    @property
-    def generating(self) -> str:
-        """What the model is asked for."""
-        return self.extended or self.text
 
 
 @dataclass(frozen=True)
@@ -83,6 +81,10 @@ def read_suite(path: Path) -> list[Prompt]:
             prompts.append(_prompt(row))
         except ValueError as error:
             problems.append(f"row {number}: {error}")
+    try:
+        generating(prompts)
+    except ValueError as error:
+        problems.append(str(error))
     if problems:
         raise UserError(f"{path}: " + "; ".join(problems[:10]))
     if not prompts:
@@ -110,15 +112,33 @@ def _prompt(row: Any) -> Prompt:
         if not isinstance(name, str) or name not in known:
             raise ValueError(f"unknown dimension '{name}'{did_you_mean(str(name), known)}")
     file_name(row["prompt_en"], 0)
-    # Upstream nests what a rule looks for twice under the dimension's name.
-    auxiliary, extended, told = {}, row.get("extended"), row.get("auxiliary_info") or {}
+    extended, told = row.get("extended"), row.get("auxiliary_info") or {}
     if not isinstance(told, dict):
         raise ValueError(f"'{row['prompt_en']}' has auxiliary_info {told!r}; an object by dimension is accepted")
     if extended is not None and not isinstance(extended, str):
         raise ValueError(f"'{row['prompt_en']}' has extended {extended!r}; a text is accepted")
     for name, value in told.items():
-        auxiliary[name] = value[name] if isinstance(value, dict) and set(value) == {name} else value
-    return Prompt(row["prompt_en"], tuple(names), auxiliary, extended)
+        keys = {key: each.looks_for for key, each in known.items() if each.looks_for}
+        if name not in keys:
+            raise ValueError(f"'{row['prompt_en']}' has auxiliary_info of '{name}'{did_you_mean(name, keys)}; only "
+                             f"{', '.join(keys)} look for something")  # fmt: skip
+        if not isinstance(value, dict) or set(value) != {keys[name]}:
+            raise ValueError(f"'{row['prompt_en']}' has auxiliary_info {json.dumps({name: value})}; "
+                             f"{{\"{name}\": {{\"{keys[name]}\": ...}}}} is accepted")  # fmt: skip
+    return Prompt(row["prompt_en"], tuple(names), told, extended)
+
+
+def generating(prompts: Sequence[Prompt]) -> dict[str, str]:
+    """By prompt, the text that generates its videos, which any of its rows may give.
+
+    Raises:
+        ValueError: two rows of a prompt give two.
+    """
+    out: dict[str, str] = {}
+    for prompt in prompts:
+        if prompt.extended and out.setdefault(prompt.text, prompt.extended) != prompt.extended:
+            raise ValueError(f"'{prompt.text}' is extended in two ways")
+    return {prompt.text: out.get(prompt.text, prompt.text) for prompt in prompts}
 
 
 def file_name(prompt: str, index: int) -> str:

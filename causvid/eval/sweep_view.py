@@ -269,10 +269,15 @@ def _fact(value: Any) -> Any:
     )
 
 
-def notes(page: Findings) -> dict[str, str]:
-    """What can't be computed of each suite."""
-    found = {s: f.note for group in page.groups for run in group.runs for s, f in run.suites.items() if f.note}
-    return dict(found)
+def notes(page: Findings) -> list[tuple[str, str]]:
+    """What can't be computed of each suite, and of which arms where it is not so of all."""
+    found: dict[tuple[str, str], dict[str, None]] = {}
+    for group in page.groups:
+        for suite, scored in ((s, f) for run in group.runs for s, f in run.suites.items()):
+            found.setdefault((suite, scored.note), {})[group.label] = None
+    same = {suite for suite, _ in found if sum(each == suite for each, _ in found) == 1}
+    return [(suite if suite in same else f"{suite}, {'; '.join(arms)}", note)
+            for (suite, note), arms in found.items() if note]  # fmt: skip
 
 
 def render(page: Findings, about: str = "", files: Mapping[str, str] | None = None) -> str:

@@ -3,7 +3,7 @@
 This file is run by the interpreter of that environment, where causvid is not installed, so it imports nothing of it.
 Weights come from local files that are named in the request to start; nothing is ever downloaded: connections fail.
 
-    in:  {"dimension": ..., "video": path, "prompt": ..., "auxiliary": ...}
+    in:  {"dimension": ..., "video": path, "prompt": ..., "auxiliary": what upstream reads as its "auxiliary_info"}
     out: {"score": number or null}, {"error": text}, or {"unusable": text} where the judge itself can't be loaded
 
 ``subject_consistency.fast`` and ``background_consistency.fast`` judge the first frames of a long video's clips;

@@ -16,7 +16,7 @@ from causvid import build, progress
 from causvid.errors import UserError
 from causvid.eval import judges, sampling
 from causvid.eval.benchmarks import CRF, LEAST_SIDE, Suite, named_once
-from causvid.eval.suites import Prompt
+from causvid.eval.suites import Prompt, generating
 from causvid.randomness import Draw
 from causvid.registry import register
 from causvid.runs import Context
@@ -51,7 +51,7 @@ def prompts_of(suite: Suite, world: build.World, samples: int) -> list[Prompt]:
     captions = world.pixels(range(samples), SPLIT)[1] if closed(world) and suite.file is None else []
     prompts = suite.prompts(captions, closed(world))
     if closed(world):
-        world.text_encoder.encode([prompt.generating for prompt in prompts])
+        world.text_encoder.encode(list(generating(prompts).values()))
     return prompts
 
 
