@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+from itertools import product
+
 import av
 import numpy as np
 import pytest
-from videos import levels, numbers, sound, turned, video
+from av.video.reformatter import Colorspace
+from videos import arranged, levels, numbers, sound, turned, video
 
-from causvid.data.clips import Wanted, all_frames, clip_frames, make_clip, png
+from causvid.data.clips import Wanted, all_frames, clip_frames, make_clip, moments, png
 from causvid.data.pool import Refused
+from causvid.data.video import read_mp4, to_bytes
 
 SMALL = {"height": 48, "width": 64}
+
+
+B_FRAMES = {"bf": "2", "b_strategy": "0"}
+FILMS = {
+    "mp4": {"form": "mp4", **B_FRAMES},
+    "mkv": {"form": "matroska", **B_FRAMES},
+    "flv": {"form": "flv", **B_FRAMES},
+    "ts": {"form": "mpegts"},
+    "mpeg2.ts": {"form": "mpegts", "codec": "mpeg2video", **B_FRAMES},
+    "mpg": {"form": "mpeg", "codec": "mpeg2video", **B_FRAMES},
+    "avi": {"form": "avi"},
+    "mpeg4.avi": {"form": "avi", "codec": "mpeg4"},
+    "reordered.avi": {"form": "avi", **B_FRAMES},
+    "open.avi": {"form": "avi", "x264-params": "open-gop=1:bframes=3:b-adapt=0:keyint=20:scenecut=0"},
+    "open.ts": {"form": "mpegts", "x264-params": "open-gop=1:bframes=3:b-adapt=0:keyint=20:scenecut=0"},
+}
 
 
 def put(tmp_path, content, name="clip.mp4"):
@@ -43,6 +64,50 @@ def test_start_and_end(tmp_path):
         clip_frames(path, wanted, start=9.0)
 
 
+def ideal(fps, rate, frames, start=0):
+    """Which frames a film of ``fps`` frames a second shows at ``start + k / rate``."""
+    return [int((Fraction(str(start)) + Fraction(k) / Fraction(rate)) * Fraction(fps)) for k in range(frames)]
+
+
+@pytest.mark.parametrize("name", FILMS)
+def test_parts_begin_at_their_start_in_every_container(name, tmp_path):
+    path = put(tmp_path, video(levels(60), fps=16, gap=20, **FILMS[name]), f"clip.{name}")
+    for start, rate in product([0, 0.3, 1.2, 1.25, 1.3, 2.0, 2.49, 2.5, 2.7, 3.3], [16, 12, 32]):
+        found = numbers(clip_frames(path, Wanted(**SMALL, frames=5, fps=rate), start=start))
+        assert found == ideal(16, rate, 5, start), (start, rate)
+    assert numbers(clip_frames(path, Wanted(**SMALL, frames=4, fps=16), start=2.7, end=2.93)) == [43, 44, 45, 46]
+    with pytest.raises(Refused, match="has 3 frames"):
+        clip_frames(path, Wanted(**SMALL, frames=4, fps=16), start=2.75, end=2.9375)
+
+
+@pytest.mark.parametrize("name", ["mp4", "mkv", "flv", "ts", "mpg", "avi"])
+@pytest.mark.parametrize("fps", [16, 24, 30, Fraction(24000, 1001), 60])
+def test_times_that_a_container_rounds_lose_no_frame(name, fps, tmp_path):
+    if name == "mpg" and fps == 16:
+        pytest.skip("mpeg2 knows no such rate")
+    path = put(tmp_path, video(levels(30), fps=fps, **FILMS[name]), f"clip.{name}")
+    for rate, frames in [(fps, 30), (2 * fps, 60), (fps / 2, 15), (Fraction(fps) * 4 / 3, 40)]:
+        wanted = Wanted(**SMALL, frames=frames, fps=float(rate))
+        assert numbers(clip_frames(path, wanted)) == ideal(3, 3 * rate / fps, frames), rate
+        with pytest.raises(Refused, match=f"has {frames} frames"):
+            clip_frames(path, Wanted(**SMALL, frames=frames + 1, fps=float(rate)))
+
+
+def test_a_start_is_the_decimal_number_that_is_written(tmp_path):
+    path = put(tmp_path, video(levels(40), form="avi"))
+    for number in range(40):
+        found = numbers(clip_frames(path, Wanted(**SMALL, frames=1, fps=25), start=round(number * 0.04, 2)))
+        assert found == [number]
+
+
+@pytest.mark.parametrize("name", ["mp4", "mkv", "ts", "open.ts", "avi", "mpeg4.avi"])
+def test_what_lies_long_before_the_start_is_not_decoded(name, tmp_path):
+    path = put(tmp_path, video(levels(60), fps=10, gap=10, **FILMS[name]), f"clip.{name}")
+    with av.open(path) as container:
+        times = [time for time, _ in moments(container, container.streams.video[0], 5.5)]
+    assert 3 <= times[0] <= 5.5 and times[-1] == pytest.approx(5.9, abs=0.01)
+
+
 def test_the_last_frame_lasts_until_its_end(tmp_path):
     path = put(tmp_path, video(levels(10), fps=10))
     assert len(clip_frames(path, Wanted(**SMALL, frames=20, fps=20))) == 20
@@ -61,6 +126,52 @@ def test_turned_clips_come_out_upright(tmp_path, degrees):
     assert found[0, 4:28, 4:20].mean() > 180 and found[0, 36:].mean() < 20 and found[0, :28, 28:].mean() < 20
 
 
+@pytest.mark.parametrize(
+    "matrix", [m for m in product((-1, 0, 1), repeat=4) if m.count(0) == 2 and m[0] * m[3] != m[1] * m[2]]
+)
+def test_turned_and_mirrored_clips_are_shown_as_asked(matrix, tmp_path):
+    """In 'process', in 'encode' and where a video is read: each pixel lies where the display matrix says."""
+    stored = np.zeros((3, 48, 64, 3), np.uint8)
+    stored[:, :24, :32], stored[:, 24:, :32] = 200, 100  # left: light above, grey below
+    y, x = np.indices((48, 64))
+    a, b, c, d = matrix
+    across, down = a * x + c * y, b * x + d * y
+    across, down = across - across.min(), down - down.min()
+    shown = np.zeros((down.max() + 1, across.max() + 1))
+    shown[down, across] = stored[0, ..., 0]
+    path = put(tmp_path, arranged(video(stored), matrix))
+    read = to_bytes(read_mp4(tmp_path / "clip.mp4").pixels).permute(0, 2, 3, 1).numpy()
+    for found in (clip_frames(path, Wanted(*shown.shape, 3, 25)), all_frames(path), read):
+        assert found.shape == (3, *shown.shape, 3)
+        assert np.abs(found[1] - shown[..., None]).mean() < 4
+
+
+@pytest.mark.parametrize(
+    ("lines", "tag", "matrix"),
+    [
+        (576, None, Colorspace.ITU601),
+        (720, None, Colorspace.ITU709),
+        (720, 6, Colorspace.ITU601),
+        (718, 1, Colorspace.ITU709),
+    ],
+)
+def test_colours_of_large_untagged_films_are_bt709(lines, tag, matrix, tmp_path):
+    colour = (200, 60, 30)
+    with av.open(str(tmp_path / "clip.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"crf": "4", "preset": "ultrafast"})
+        stream.height, stream.width, stream.pix_fmt = lines, 64, "yuv420p"
+        stream.codec_context.colorspace = tag or 2
+        frame = av.VideoFrame.from_ndarray(np.full((lines, 64, 3), colour, np.uint8), format="rgb24")
+        frame = frame.reformat(format="yuv420p", dst_colorspace=matrix)
+        frame.colorspace = tag or 2
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    path = str(tmp_path / "clip.mp4")
+    read = to_bytes(read_mp4(tmp_path / "clip.mp4").pixels).permute(0, 2, 3, 1).numpy()
+    for found in (clip_frames(path, Wanted(320, 32, 1, 25)), all_frames(path), read):
+        assert np.abs(found.astype(float) - colour).max() <= 3
+
+
 def test_shrinking_does_not_alias(tmp_path):
     board = np.indices((384, 512)).sum(0) % 2 * 255  # one-pixel checks must become grey, not moire
     path = put(tmp_path, video(np.repeat(board[None, ..., None], 3, 3).repeat(2, 0).astype(np.uint8)))
@@ -76,8 +187,6 @@ def test_the_middle_is_kept_and_odd_sizes_are_taken(tmp_path):
 
 
 def test_pixels_that_are_not_square(tmp_path):
-    from fractions import Fraction
-
     path = put(tmp_path, video(levels(2, 48, 48), aspect=Fraction(2, 1)))
     with pytest.raises(Refused, match="aspect ratio 2.00 is more than 1.5 times off 1.00"):
         clip_frames(path, Wanted(48, 48, 1, 10, aspect=1.5))

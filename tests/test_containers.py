@@ -8,7 +8,7 @@ import av
 import numpy as np
 import pytest
 from av.video.reformatter import Colorspace
-from videos import turned, video
+from videos import arranged, turned, video
 
 from causvid.data.clips import Wanted, all_frames, clip_frames
 
@@ -84,7 +84,7 @@ def test_a_display_matrix_says_where_each_corner_goes(tmp_path, matrix):
     stored = np.zeros((2, 48, 64, 3), np.uint8)
     stored[:, :24, :32] = 240  # the light corner is at (-1, -1)
     path = tmp_path / "clip.mp4"
-    path.write_bytes(turned(video(stored), matrix))
+    path.write_bytes(arranged(video(stored), matrix))
     a, b, c, d = matrix
     x, y = -a - c, -b - d
     shape = (64, 48) if a == 0 else (48, 64)

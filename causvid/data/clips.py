@@ -29,7 +29,7 @@ BT601, UNTAGGED, LIMITED = (
 )  # H.273 codes; what players assume of a small untagged video, written into the file all the same
 MAX_PIXELS = 1 << 26  # of one frame
 # Containers in which a seek lands anywhere, or whose times are wrong after one: these are decoded from their beginning.
-UNSEEKABLE = {"avi", "mpeg", "mpegvideo"}
+UNSEEKABLE = {"mpeg", "mpegvideo"}
 BACK = (2.0, 10.0, 60.0)  # seconds; where a seek landed late, how far before it to try again
 # By counterclockwise turns: see _orientation.
 QUARTER_TURNS = ((False, False, False), (True, True, False), (False, True, True), (True, False, True))
@@ -148,19 +148,26 @@ def _video(container: InputContainer) -> VideoStream:
 def moments(container: InputContainer, stream: VideoStream, start: float) -> Iterator[tuple[Fraction, VideoFrame]]:
     """(seconds from the clip's beginning, frame), in the order they are shown, the first no later than ``start``."""
     names = set(container.format.name.split(","))
-    ways = [0.0] if start <= 1 or names & UNSEEKABLE else [start, *(start - back for back in BACK if back < start), 0.0]
+    # Where frames are not decoded in their order, AVI's times can only be counted from the first.
+    whole = names & UNSEEKABLE or ("avi" in names and stream.codec_context.has_b_frames)
+    ways = [0.0] if start <= 1 or whole else [start, *(start - back for back in BACK if back < start), 0.0]
     for way in ways:
         if way or way is not ways[0]:
             _seek(container, stream, way)
-        shown = _increasing(_timed(container, stream, in_packets="avi" in names), stream)
-        first = next(shown, None)
-        # A seek in a stream without an index may land late: on the key frame after what was asked for.
-        if way and (first is None or first[0] > start):
+        shown = _increasing(_timed(container, stream, "avi" in names), stream, guess=bool(names & UNSEEKABLE))
+        if not way:
+            yield from shown
+            return
+        # A seek in a stream without an index may land late, on the key frame after what was asked for; what decoders
+        # show before a key frame is made up.
+        try:
+            first = next((each for each in shown if each[1].key_frame or each[0] > start), None)
+        except Refused:
             continue
-        if first is not None:
+        if first is not None and first[0] <= start:
             yield first
             yield from shown
-        return
+            return
 
 
 def _seek(container: InputContainer, stream: VideoStream, start: float) -> None:
@@ -190,30 +197,34 @@ def _timed(
 ) -> Iterator[tuple[Fraction | None, VideoFrame]]:
     """(seconds, where they are known, frame). ``in_packets``: the file has no times of display, only of its packets."""
     base = stream.time_base or Fraction(1, 90_000)
-    zero: Fraction | None = None if in_packets else (stream.start_time or 0) * base
+    zero = (stream.start_time or 0) * base
     packets: deque[Fraction] = deque()  # frames are shown in another order than they are stored, at the same times
     for packet in container.demux(stream):
         if in_packets and packet.size and packet.dts is not None:
             packets.append(packet.dts * base)
-            zero = packets[0] if zero is None else zero
         for frame in packet.decode():
             if in_packets:
-                yield (packets.popleft() - (zero or 0) if packets else None), frame
+                yield (packets.popleft() - zero if packets else None), frame
             else:
-                time = None if frame.pts is None else frame.pts * (frame.time_base or base) - (zero or 0)
+                time = None if frame.pts is None else frame.pts * (frame.time_base or base) - zero
                 yield (None if time is None else _meant(time, stream, base)), frame
 
 
 def _increasing(
-    timed: Iterator[tuple[Fraction | None, VideoFrame]], stream: VideoStream
+    timed: Iterator[tuple[Fraction | None, VideoFrame]], stream: VideoStream, guess: bool
 ) -> Iterator[tuple[Fraction, VideoFrame]]:
-    """The same, with a guess where no time is known, and without what is shown at no time of its own."""
+    """The same, with a guess where no time is known, and without what is shown at no time of its own.
+
+    ``guess``: also where times do not increase, as those that a demuxer made up.
+    """
     last: Fraction | None = None
     try:
         for known, frame in timed:
             if frame.is_corrupt:
                 raise Refused(f"is damaged near {float(last or 0):.2f} s")
-            time = known if known is not None else Fraction(0) if last is None else last + _period(stream)
+            time = known
+            if time is None or (guess and last is not None and time <= last):
+                time = Fraction(0) if last is None else last + _period(stream)
             if last is None or time > last:
                 yield time, frame
                 last = time
@@ -264,10 +275,15 @@ def _orientation(frame: VideoFrame) -> tuple[bool, bool, bool]:
     return False, d < 0, a < 0
 
 
-def _upright(image: np.ndarray, orientation: tuple[bool, bool, bool]) -> np.ndarray:
+def _turned(image: np.ndarray, orientation: tuple[bool, bool, bool]) -> np.ndarray:
     transposed, upside_down, mirrored = orientation
     image = image.swapaxes(0, 1) if transposed else image
     return image[:: -1 if upside_down else 1, :: -1 if mirrored else 1]
+
+
+def upright(frame: VideoFrame) -> np.ndarray:
+    """A frame as a player shows it, ``h w 3``: turned or mirrored as its display matrix asks, in its colours."""
+    return _turned(_rgb(frame, frame.height, frame.width), _orientation(frame))
 
 
 def _rgb(frame: VideoFrame, height: int, width: int) -> np.ndarray:
@@ -288,7 +304,7 @@ def fitted(frame: VideoFrame, pixel_aspect: Fraction, height: int, width: int) -
     size = max(rows, round(frame.height * scale)), max(columns, round(shown_width * scale))
     small = _rgb(frame, *size)
     top, left = (size[0] - rows) // 2, (size[1] - columns) // 2
-    return _upright(small[top : top + rows, left : left + columns], orientation)
+    return _turned(small[top : top + rows, left : left + columns], orientation)
 
 
 def clip_frames(path: str, wanted: Wanted, start: float | None = None, end: float | None = None) -> np.ndarray:
@@ -328,7 +344,7 @@ def all_frames(path: str) -> np.ndarray:
     with _opened(path) as container:
         stream = _video(container)
         shown = moments(container, stream, 0.0)
-        images = [_upright(_rgb(frame, frame.height, frame.width), _orientation(frame)) for _, frame in shown]
+        images = [upright(frame) for _, frame in shown]
     if not images:
         raise Refused("holds no frames")
     return np.stack(images)

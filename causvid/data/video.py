@@ -16,7 +16,7 @@ from einops import rearrange, repeat
 from torch import Tensor
 
 from causvid import weights
-from causvid.data.clips import encode_rgb
+from causvid.data.clips import encode_rgb, upright
 from causvid.errors import UserError
 
 MOST_PIXELS = 4096  # along a side; what common players and h264 levels take
@@ -94,7 +94,7 @@ def write_mp4(path: Path, video: Tensor, fps: float = 8, scale: int = 1, crf: in
 
 
 def read_mp4(path: Path) -> Clip:
-    """Every frame of a file's first video stream.
+    """Every frame of a file's first video stream, upright.
 
     Raises:
         UserError: missing, unreadable, or without a video.
@@ -106,7 +106,7 @@ def read_mp4(path: Path) -> Clip:
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
             rate = stream.average_rate
-            frames = [torch.from_numpy(frame.to_ndarray(format="rgb24")) for frame in container.decode(stream)]
+            frames = [torch.from_numpy(upright(frame).copy()) for frame in container.decode(stream)]
     except (FFmpegError, OSError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{path} can't be read as a video: {reason}") from error
