@@ -15,7 +15,6 @@ import av
 import numpy as np
 from av.container import InputContainer
 from av.error import FFmpegError
-from av.sidedata.sidedata import Type as SideDataType
 from av.video.frame import VideoFrame
 from av.video.reformatter import Colorspace, Interpolation
 from av.video.stream import VideoStream
@@ -264,7 +263,7 @@ def resampled(
 def _orientation(frame: VideoFrame) -> tuple[bool, bool, bool]:
     """(transposed, then upside down, then mirrored): how the file's display matrix asks for the frame to be shown."""
     try:
-        matrix = frame.side_data.get(SideDataType.DISPLAYMATRIX)
+        matrix = frame.side_data.get("DISPLAYMATRIX")
     except ValueError:  # other side data, of a kind that PyAV has no name for
         return QUARTER_TURNS[round(frame.rotation / 90) % 4]
     if matrix is None:
