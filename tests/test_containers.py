@@ -18,7 +18,7 @@ KINDS = {  # name: codec, rate
     "a.mp4": ("libx264", 25), "a.mov": ("libx264", 16), "a.mkv": ("libx264", 16), "b.mkv": ("libx264", 24),
     "c.mkv": ("libx264", 30), "d.mkv": ("libx264", Fraction(30000, 1001)), "a.webm": ("libvpx", 25),
     "a.flv": ("libx264", 16), "a.avi": ("libx264", 16), "b.avi": ("mpeg4", 16), "a.ts": ("libx264", 25),
-    "b.ts": ("mpeg2video", 25), "a.mpg": ("mpeg2video", 25),
+    "b.ts": ("mpeg2video", 25), "a.mpg": ("mpeg2video", 25), "a.m2v": ("mpeg2video", 25),
 }  # fmt: skip
 
 

@@ -372,6 +372,10 @@ def test_videos_of_another_model_are_not_taken_for_this_ones(tmp_path):
     sampled(tmp_path)
     with pytest.raises(UserError, match="sampled otherwise.*student"):
         sampled(tmp_path, record={"frames": 4, "student": "t"})
+    (tmp_path / "sampling.json").unlink()
+    with pytest.raises(UserError, match="holds videos and no sampling.json"):
+        sampled(tmp_path, record={"frames": 4, "student": "t"})
+    assert not (tmp_path / "sampling.json").exists()
     for text in ("1", "2/2", "a/b", "-1/2"):
         with pytest.raises(UserError, match="K/N"):
             sampling.shard_of(text)

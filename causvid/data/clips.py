@@ -212,16 +212,16 @@ def _timed(
 def _increasing(
     timed: Iterator[tuple[Fraction | None, VideoFrame]], stream: VideoStream, guess: bool
 ) -> Iterator[tuple[Fraction, VideoFrame]]:
-    """The same, with a guess where no time is known, and without what is shown at no time of its own.
-
-    ``guess``: also where times do not increase, as those that a demuxer made up.
-    """
+    """The same without what is shown at no time of its own; with a guess where none is known, or a demuxer guessed."""
     last: Fraction | None = None
+    late: Fraction | None = None  # by how much all made up times are: the first frame is shown at once
     try:
-        for known, frame in timed:
+        for time, frame in timed:
             if frame.is_corrupt:
                 raise Refused(f"is damaged near {float(last or 0):.2f} s")
-            time = known
+            if guess and time is not None:
+                late = time if late is None else late
+                time -= late
             if time is None or (guess and last is not None and time <= last):
                 time = Fraction(0) if last is None else last + _period(stream)
             if last is None or time > last:

@@ -55,7 +55,7 @@ def cached(uri: str, anew: bool = False) -> Path:
     root = weights.cache_folder() / "remote-stores"
     with told(uri):
         state = _state(folder, facts)
-    with told(str(root)), _alone(root, _name(folder.uri)):
+    with told(f"{root} (CAUSVID_CACHE)"), _alone(root, _name(folder.uri)):
         place = root / _name(folder.uri, state)
         if state is None or anew or not (place / WHOLE).exists():
             partial = root / f".{_name(folder.uri)}"

@@ -245,6 +245,11 @@ class Spread:
     seeds: float
     prompts: float
 
+    @property
+    def known(self) -> bool:
+        """False of one training, and where all scores of all trainings agree, which says nothing of their spread."""
+        return max(self.seeds, self.prompts) > 1e-12 and not math.isnan(self.seeds + self.prompts)
+
 
 UNKNOWN = Spread(math.nan, math.nan)
 
@@ -288,10 +293,10 @@ def detectable_at(of: Spread, seeds: int) -> float:
     variance holds the prompts' part three times: with the seeds, with the prompts and with both. That an arm may suit
     some prompts more than others, and Holm's correction, are not in it: a pilot of one arm can't know them.
     """
-    error = of.seeds * math.sqrt(2 / seeds)
-    more = 0.0
-    if seeds >= SEEDS_FOR_VERDICT and of.seeds:
-        more = (1 + seeds / (seeds - 1)) * (of.prompts / of.seeds) ** 2
+    least = max(of.seeds, of.prompts)  # the whole is no less than its part: few seeds may agree by chance
+    error, more = least * math.sqrt(2 / seeds), 0.0
+    if seeds >= SEEDS_FOR_VERDICT and least:
+        more = (1 + seeds / (seeds - 1)) * (of.prompts / least) ** 2
     return _shift(seeds, more) * error
 
 
@@ -299,7 +304,7 @@ def detectable_at(of: Spread, seeds: int) -> float:
 def _shift(seeds: int, more: float) -> float:
     """The difference, in standard errors, that is found with POWER."""
     low, high = 0.0, 100.0
-    for _ in range(30):
+    for _ in range(24):
         middle = (low + high) / 2
         low, high = (middle, high) if power_of(middle, seeds, more) < POWER else (low, middle)
     return low
@@ -313,8 +318,9 @@ def power_of(shift: float, seeds: int, more: float = 0.0) -> float:
     trapezoid rule.
     """
     freedom = seeds - 1
-    x = torch.linspace(1e-3, math.sqrt(freedom) + 6, 301, dtype=torch.float64)
+    x = torch.linspace(1e-3, math.sqrt(freedom) + 6, 201, dtype=torch.float64)
     law = torch.exp((freedom - 1) * x.log() - x**2 / 2)
+    law[[0, -1]] /= 2  # the trapezoid rule
     law = law / law.sum()
     one, two = x[:, None] ** 2, x[None] ** 2
     estimated = ((one + two) / (2 * freedom)).sqrt()

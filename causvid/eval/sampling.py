@@ -105,6 +105,8 @@ def sample(
         if differing:
             told = ", ".join(differing[:5])
             raise UserError(f"{folder} holds videos that were sampled otherwise ({told} differ); take another one")
+    elif any(folder.glob("*.mp4")):
+        raise UserError(f"{folder} holds videos and no {RECORD} that says how they were sampled; take another one")
     weights.write_json(path, whole)
     every = jobs(prompts, per_prompt, static_filter)
     # Batches are cut from all jobs, and made whole or not at all: so neither shards nor a resume move a number.
@@ -126,7 +128,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} can't be read: {error}; remove it if the videos beside it are right") from error
+        raise UserError(f"{path} can't be read: {error}; mend it, or take another folder") from error
     return found if isinstance(found, dict) else {}
 
 

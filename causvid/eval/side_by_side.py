@@ -151,12 +151,12 @@ def power(path: Path, arm: int) -> dict[str, dict[str, float]]:
                 f"{json.dumps(bad[0])[:40]}; a number of at least 0 is accepted"
             )
         of = Spread(*parts)
-        if of.seeds > 0 and of.prompts >= 0:  # seeds that agree to the last digit say nothing of their spread
+        if of.known:
             out[measure] = {str(seeds): detectable_at(of, seeds) for seeds in SEEDS}
     if not out:
         raise UserError(
-            f"arm {arm}, '{group.get('arm')}', has {group.get('seeds')} training seed: a pilot needs two or more, or "
-            "the spread between trainings is not known; list seeds in the sweep, seed: [0, 1]"
+            f"arm {arm}, '{group.get('arm')}', of {group.get('seeds')} training seed(s), does not say how far they "
+            "vary: a pilot needs two or more that don't agree in all; list seeds in the sweep, seed: [0, 1], and run it"
         )
     return out
 

@@ -306,7 +306,7 @@ def _cell(scores: _Scores, measure: str, difference: Difference | None, note: st
         each, over = torch.tensor(prompts, dtype=torch.float64), "prompts"
         low, high = interval(each.bool() if bool(((each == 0) | (each == 1)).all()) else each)
         low, high = min(low, mean), max(high, mean)  # prompts of more videos weigh more in a judge's own score
-    return Cell(mean, low, high, over, difference, note, _spread(scores, statistic))
+    return Cell(mean, low, high, over, difference, note, _spread(scores, statistic_of(measure)))
 
 
 def _spread(scores: _Scores, statistic: Statistic) -> Spread:
@@ -319,9 +319,9 @@ def _spread(scores: _Scores, statistic: Statistic) -> Spread:
 
 
 def _could_see(scores: _Scores, statistic: Statistic) -> float | None:
-    """None of one seed, and where all seeds agree to the last digit, which says nothing of their spread."""
+    """None of one seed, and where all scores of all seeds agree, which says nothing of their spread."""
     of = _spread(scores, statistic)
-    return ablation.detectable_at(of, len(scores.runs)) if of.seeds > 0 else None
+    return ablation.detectable_at(of, len(scores.runs)) if of.known else None
 
 
 def number(value: float | None, places: int = 3) -> str:
