@@ -30,7 +30,6 @@ MAX_PIXELS = 1 << 26  # of one frame
 # Containers in which a seek lands anywhere, or whose times are wrong after one: these are decoded from their beginning.
 UNSEEKABLE = {"mpeg", "mpegvideo"}
 BACK = (2.0, 10.0, 60.0)  # seconds; where a seek landed late, how far before it to try again
-# By counterclockwise turns: see _orientation.
 QUARTER_TURNS = ((False, False, False), (True, True, False), (False, True, True), (True, False, True))
 TINY = Fraction(1, 1_000_000)  # seconds; starts and ends are binary fractions of what was written
 LEAST_FPS = 0.001  # rates are fractions with denominators of at most 1001
@@ -184,9 +183,8 @@ def _period(stream: VideoStream) -> Fraction:
     return 1 / rate if rate else Fraction(1, 25)
 
 
-def _meant(time: Fraction, stream: VideoStream, tick: Fraction) -> Fraction:
+def _meant(time: Fraction, period: Fraction, tick: Fraction) -> Fraction:
     """A time as it was before a container of coarse ticks rounded it: the frame's number times the period, if near."""
-    period = _period(stream)
     even = round(time / period) * period
     return even if abs(even - time) <= tick < period / 4 else time
 
@@ -195,7 +193,7 @@ def _timed(
     container: InputContainer, stream: VideoStream, in_packets: bool
 ) -> Iterator[tuple[Fraction | None, VideoFrame]]:
     """(seconds, where they are known, frame). ``in_packets``: the file has no times of display, only of its packets."""
-    base = stream.time_base or Fraction(1, 90_000)
+    base, period = stream.time_base or Fraction(1, 90_000), _period(stream)
     zero = (stream.start_time or 0) * base
     packets: deque[Fraction] = deque()  # frames are shown in another order than they are stored, at the same times
     for packet in container.demux(stream):
@@ -206,7 +204,7 @@ def _timed(
                 yield (packets.popleft() - zero if packets else None), frame
             else:
                 time = None if frame.pts is None else frame.pts * (frame.time_base or base) - zero
-                yield (None if time is None else _meant(time, stream, base)), frame
+                yield (None if time is None else _meant(time, period, base)), frame
 
 
 def _increasing(
@@ -265,7 +263,7 @@ def _orientation(frame: VideoFrame) -> tuple[bool, bool, bool]:
     try:
         matrix = frame.side_data.get("DISPLAYMATRIX")
     except ValueError:  # other side data, of a kind that PyAV has no name for
-        return QUARTER_TURNS[round(frame.rotation / 90) % 4]
+        return QUARTER_TURNS[round(frame.rotation / 90) % 4]  # counterclockwise
     if matrix is None:
         return False, False, False
     a, b, _, c, d, *_ = np.frombuffer(matrix, np.int32).tolist()  # x' = a x + c y, y' = b x + d y
@@ -282,15 +280,15 @@ def _turned(image: np.ndarray, orientation: tuple[bool, bool, bool]) -> np.ndarr
 
 def upright(frame: VideoFrame) -> np.ndarray:
     """A frame as a player shows it, ``h w 3``: turned or mirrored as its display matrix asks, in its colours."""
-    return _turned(_rgb(frame, frame.height, frame.width), _orientation(frame))
+    return _turned(_rgb(frame), _orientation(frame))
 
 
-def _rgb(frame: VideoFrame, height: int, width: int) -> np.ndarray:
+def _rgb(frame: VideoFrame, height: int | None = None, width: int | None = None) -> np.ndarray:
     """``h w 3``; swscale widens its filter when it shrinks: nothing aliases. Untagged, large video is BT.709."""
     large = frame.width >= 1280 or frame.height > 576
     assumed = Colorspace.ITU709 if frame.colorspace == UNTAGGED and large else None
     return frame.reformat(
-        width, height, "rgb24", src_colorspace=assumed, interpolation=Interpolation.BICUBIC
+        width, height, "rgb24", src_colorspace=assumed, interpolation=Interpolation.BICUBIC if height else None
     ).to_ndarray()
 
 
@@ -343,7 +341,10 @@ def all_frames(path: str) -> np.ndarray:
     with _opened(path) as container:
         stream = _video(container)
         shown = moments(container, stream, 0.0)
-        images = [upright(frame) for _, frame in shown]
+        images, orientation = [], None
+        for _, frame in shown:
+            orientation = orientation or _orientation(frame)  # the whole stream's
+            images.append(_turned(_rgb(frame), orientation))
     if not images:
         raise Refused("holds no frames")
     return np.stack(images)
