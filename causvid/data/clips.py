@@ -21,11 +21,8 @@ from av.video.stream import VideoStream
 
 from causvid.data.pool import Refused
 
-BT601, UNTAGGED, LIMITED = (
-    6,
-    2,
-    1,
-)  # H.273 codes; what players assume of a small untagged video, written into the file all the same
+# H.273 codes. BT.601 is what players assume of a small untagged video; it is written into the file all the same.
+BT601, UNTAGGED, LIMITED = 6, 2, 1
 MAX_PIXELS = 1 << 26  # of one frame
 # Containers in which a seek lands anywhere, or whose times are wrong after one: these are decoded from their beginning.
 UNSEEKABLE = {"mpeg", "mpegvideo"}
@@ -343,7 +340,7 @@ def all_frames(path: str) -> np.ndarray:
         shown = moments(container, stream, 0.0)
         images, orientation = [], None
         for _, frame in shown:
-            orientation = orientation or _orientation(frame)  # the whole stream's
+            orientation = orientation or _orientation(frame)  # the stream's
             images.append(_turned(_rgb(frame), orientation))
     if not images:
         raise Refused("holds no frames")

@@ -18,13 +18,12 @@ import torch
 from torch import Tensor
 
 from causvid.errors import UserError
-from causvid.eval.statistics import t95
+from causvid.eval.statistics import Z95, t95
 from causvid.randomness import key
 
 SEEDS_FOR_VERDICT = 5
 DRAWS = 10_000
 POWER = 0.8
-NORMAL95 = 1.959964
 Verdict = Literal["better", "worse", "inconclusive", "under five seeds: no verdict", "one seed: no verdict"]
 
 # Scores of an arm: suite -> dimension -> (training seeds, prompts). One suite's dimensions share its prompts.
@@ -327,6 +326,6 @@ def power_of(shift: float, seeds: int, more: float = 0.0) -> float:
     degrees = (freedom * (one + two) ** 2 / (one**2 + two**2) + 1e-9).long().clamp(1)
     limit = torch.tensor([math.nan, *(t95(n) for n in range(1, 2 * freedom + 1))])[degrees] * estimated
     if more:
-        limit = torch.maximum(limit, NORMAL95 * (estimated**2 + more).sqrt())
+        limit = torch.maximum(limit, Z95 * (estimated**2 + more).sqrt())
     found = torch.special.ndtr(shift - limit) + torch.special.ndtr(-shift - limit)
     return float(law @ found @ law)
