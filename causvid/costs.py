@@ -88,13 +88,13 @@ def network(
     rule: Rule,
     model: Bound | None = None,
     frames: int | None = None,
-    learns_by: str | None = None,
+    learns_by: Bound | None = None,
 ) -> Network:
     """Count a network; the formulas are those of docs/wan.md.
 
     Args:
         frames: how many latent frames it is given; default a clip's.
-        learns_by: path of the component that feeds it in training; with a clean context it is given every frame twice.
+        learns_by: the component that feeds it in training; with a clean context it is given every frame twice.
     """
     options = model or spec["model"]
     with torch.device("meta"):  # of one block: they are all alike
@@ -104,14 +104,14 @@ def network(
     length, channels, height, width = world.latent_shape
     length = length if frames is None else frames
     per_frame = (height // net.patch[0]) * (width // net.patch[1])
-    twice = learns_by is not None and any(part.get("context") == "clean" for part in bound(spec[learns_by]))
+    twice = learns_by is not None and any(part.get("context") == "clean" for part in bound(learns_by))
     own_tokens, dim, ffn = length * per_frame, options["dim"], options["ffn_dim"]
     tokens = own_tokens * (1 + twice)
     text = getattr(world.text_encoder, "length", 1)
     groups = Pattern(rule, length, twice).groups
     seen = sum((g.queries[1] - g.queries[0]) * len(g.keys) for g in groups) * per_frame**2
     rollout = (0, 0, 1)
-    if learns_by == "student.input" and getattr(build.student_input(spec), "streams", False):
+    if learns_by is not None and _streams(learns_by):
         blocks, earlier = rule.blocks(length), sum(len(g.keys) for g in groups) - length
         rollout = (blocks[-1][0] * per_frame, earlier * per_frame, len(blocks))
     block = 2 * tokens * (6 * dim * dim + 2 * dim * ffn) + 4 * dim * seen  # q k v out, cross q out; ffn; attention
@@ -224,8 +224,9 @@ def not_counted(spec: Spec, world: build.World, stage: str) -> tuple[str, ...]:
     """What a training stage of this spec needs beyond the formulas, in words."""
     out = [f"loss '{part['name']}'" for part in losses(spec, stage) if part["name"] != LOSSES[stage]]
     out += [f"optimizer '{name}' (taken for adamw)" for name in _optimizers(spec, stage) if name not in OPTIMIZERS]
-    if stage == "distill" and spec["student.input"]["name"] not in INPUTS:
-        out.append(f"student input '{spec['student.input']['name']}' (taken for data)")
+    if stage == "distill":
+        others = [part["name"] for part in student_inputs(spec) if part["name"] not in INPUTS]
+        out += [f"student input '{name}' (taken for data)" for name in others]
     if not world.holds_latents and hasattr(world.codec, "encoding"):
         out.append(f"codec '{spec['world.codec']['name']}', which encodes every batch")
     return tuple(dict.fromkeys(out))
@@ -249,15 +250,27 @@ def training(spec: Spec, stage: str, gpus: int) -> Setting:
     )  # fmt: skip
 
 
+def student_inputs(spec: Spec) -> list[Bound]:
+    """The student inputs of distillation, those of a mixture one by one."""
+    return [part for part in bound(spec["student.input"]) if part["name"] != "mixed"]
+
+
+def _streams(component: Bound) -> bool:
+    return component.group == "student_input" and getattr(build.construct(component), "streams", False)
+
+
 def players(spec: Spec, world: build.World, stage: str) -> tuple[list[Network], list[Network]]:
-    """(networks that a stage trains, the student first, networks that it only asks)."""
+    """(networks that a stage trains, the student first, networks that it only asks).
+
+    With a mixture of student inputs it is as if all rows were from the one that takes most memory.
+    """
     seen = build.teacher_rule(spec)
     if stage == "teacher":
-        return [network(spec, world, seen, learns_by="teacher_training.loss")], []
-    fed = "ode_init.loss" if stage == "ode_init" else "student.input"
-    student = network(spec, world, build.student_rule(spec), learns_by=fed)
+        return [network(spec, world, seen, learns_by=spec["teacher_training.loss"])], []
     if stage == "ode_init":
-        return [student], []
+        return [network(spec, world, build.student_rule(spec), learns_by=spec["ode_init.loss"])], []
+    fed = [network(spec, world, build.student_rule(spec), learns_by=part) for part in student_inputs(spec)]
+    student = max(fed, key=lambda net: net.kept(spec["precision"], False))
     real = network(spec, world, seen, spec["real_score"] or spec["model"])
     fake = network(spec, world, seen, spec[spec["fake_score"]] if spec["fake_score"] == "real_score" else None)
     return [student, fake], [real]
@@ -274,7 +287,11 @@ def of(spec: Spec, stages: list[str], gpus: int) -> list[Cost]:
         elif trains:
             trained, frozen = players(spec, world, stage)
             setting = training(spec, stage, gpus)
-            update = (_distilling if stage == "distill" else _regressing)(spec, trained, frozen, setting)
+            if stage == "distill":
+                inputs = student_inputs(spec)
+                update = sum(_distilling(spec, world, part, trained, frozen, setting) for part in inputs) / len(inputs)
+            else:
+                update = setting.losses * _learning(trained[0], setting)
             flops = spec[f"{SECTIONS[stage]}.iterations"] * setting.batch * update
             parameters = sum(net.parameters for net in (*trained, *frozen))
             memory = train_memory(trained, frozen, setting)
@@ -298,17 +315,14 @@ def _learning(net: Network, setting: Setting) -> float:
     return 3 * net.forward + (net.layers * net.block_forward if setting.checkpointing else 0)
 
 
-def _regressing(spec: Spec, trained: list[Network], frozen: list[Network], setting: Setting) -> float:
-    """FLOPs of an update, per clip, of a network that learns alone."""
-    return setting.losses * _learning(trained[0], setting)
-
-
-def _distilling(spec: Spec, trained: list[Network], frozen: list[Network], setting: Setting) -> float:
-    """FLOPs of an iteration, per clip: the critic's turns, and the student's."""
-    (student, fake), (real,) = trained, frozen
-    passes = 1 if spec["student.input"]["name"] == "data" else len(build.student_times(spec))
-    streams = getattr(build.student_input(spec), "streams", False)
-    made = student.forward * (passes + streams)  # at most; a rollout commits every block, too
+def _distilling(
+    spec: Spec, world: build.World, fed: Bound, trained: list[Network], frozen: list[Network], setting: Setting
+) -> float:
+    """FLOPs of an iteration, per clip of one student input: the critic's turns, and the student's."""
+    (_, fake), (real,) = trained, frozen
+    student = network(spec, world, build.student_rule(spec), learns_by=fed)
+    passes = len(build.student_times(spec)) if fed["name"] in INPUTS[1:] else 1
+    made = student.forward * (passes + _streams(fed))  # at most; a rollout commits every block, too
     update = made - student.forward + _learning(student, setting)
     for part in _counted(spec, "distill"):
         update += fake.forward + (1 if part["guidance"] == 1.0 else 2) * real.forward

@@ -60,6 +60,11 @@ class Draw:
         generator = torch.Generator().manual_seed(key(*self._root, "all", purpose))
         return int(torch.randint(high, (), generator=generator))
 
+    def rows(self, rows: Sequence[int]) -> Draw:
+        """The numbers of some of the batch's rows; what is shared by all stays shared."""
+        seed, stage, step = self._root
+        return Draw(seed, stage, step, [self.samples[row] for row in rows], self._device)
+
     def derive(self, purpose: str) -> Draw:
         """Independent numbers for a second use of the same component within one step."""
         seed, stage, step = self._root

@@ -120,6 +120,15 @@ class StudentSample:
     counts: Tensor
 
 
+class StudentInput(Protocol):
+    """What the student is trained on: ``(scene, times, grad) -> StudentSample``.
+
+    One that makes a stream, through a cache, has ``streams`` = True; the student must then be causal.
+    """
+
+    def __call__(self, scene: Scene, times: Sequence[float], grad: bool) -> StudentSample: ...
+
+
 @dataclass(frozen=True)
 class Edits:
     """Clips for which a prompt asks that something be changed, and how they are then: the right answer is known.
@@ -167,6 +176,13 @@ class Scene:
         """Spread one value per block, ``b blocks``, over the blocks' frames: ``b f``."""
         lengths = torch.tensor([stop - start for start, stop in self.blocks], device=values.device)
         return values.repeat_interleave(lengths, dim=1, output_size=self.blocks[-1][1] - self.blocks[0][0])
+
+    def rows(self, rows: Sequence[int]) -> Scene:
+        """The scene of some of its rows, which keep their random numbers: what a student input reads."""
+        return Scene(
+            self.draw.rows(rows), self.text[rows], self.unconditional[rows], self.nets, self.blocks,
+            None if self.data is None else self.data[rows],
+        )  # fmt: skip
 
     def samples(self, grad: bool) -> StudentSample:
         """The student's samples.

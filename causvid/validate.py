@@ -32,7 +32,7 @@ SUPPLIED: dict[str, tuple[str, ...]] = {
 }
 SAMPLER_SUPPLIED = ("times",)
 # Annotations that mean "a component of this group" in a component's own signature.
-NESTED = {"Loss": "loss", "Rule": "mask", "Position": "position", "Kernel": "kernel"}
+NESTED = {"Loss": "loss", "StudentInput": "student_input", "Rule": "mask", "Position": "position", "Kernel": "kernel"}
 
 
 class Bound(dict):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,15 @@ def construct(bound: Bound, **supplied: Any) -> Any:
     Args:
         bound: a validated component of a spec.
         supplied: arguments that come from elsewhere, where the spec leaves them open; those that the component does
-            not take are left out.
+            not take are left out. Nested components of the same group get them, too.
 
     Raises:
         UserError: the component refuses its options.
     """
     found = registry.find(bound.group, bound["name"])
     parameters = found.signature.parameters
-    options = {key: _construct_nested(value) for key, value in bound.items() if key != "name"}
+    nested = partial(_construct_nested, group=bound.group, supplied=supplied)
+    options = {key: nested(value) for key, value in bound.items() if key != "name"}
     options.update({k: v for k, v in supplied.items() if k in parameters and options.get(k) is None})
     try:
         return found.target(**options)
@@ -36,11 +38,11 @@ def construct(bound: Bound, **supplied: Any) -> Any:
         raise UserError(f"{bound.group} '{bound['name']}': {error}") from error
 
 
-def _construct_nested(value: Any) -> Any:
+def _construct_nested(value: Any, group: str, supplied: Mapping[str, Any]) -> Any:
     if isinstance(value, Bound):
-        return construct(value)
+        return construct(value, **(supplied if value.group == group else {}))
     if isinstance(value, list):
-        return [_construct_nested(item) for item in value]
+        return [_construct_nested(item, group, supplied) for item in value]
     return value
 
 

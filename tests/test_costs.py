@@ -74,6 +74,10 @@ CHANGES = {
     "without guidance": ["loss.guidance=1.0"],
     "guidance in a part of a sum": ["loss={name: sum, of: [{name: dmd, guidance: 2.0}]}"],
     "checkpointed": ["loss.guidance=2.0", "distill.activation_checkpointing=true"],
+    "half from data behind clean context": [
+        "loss.guidance=2.0",
+        "student.input={name: mixed, of: [{name: data, context: clean}, {name: backward_simulation, exit_step: last}]}",
+    ],
     "from its own samples": ["loss.guidance=2.0", "student.input={name: backward_simulation, exit_step: last}"],
 }
 

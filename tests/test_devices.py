@@ -33,7 +33,10 @@ def scene(arm, nets, trajectory=None):
     return Scene(draw, text, text, nets, blocks, data=data, trajectory=trajectory)
 
 
-@pytest.mark.parametrize("student_input", ["data", "backward_simulation", "self_rollout"])
+@pytest.mark.parametrize(
+    "student_input",
+    ["data", "backward_simulation", "self_rollout", "{name: mixed, of: [data, self_rollout]}"],
+)
 def test_a_step_of_distillation_stays_on_its_device(student_input, tmp_path):
     arm = spec.load(toy_spec(tmp_path), [f"student.input={student_input}"])
     world = build.World(arm)

@@ -174,6 +174,19 @@ def test_numbers_out_of_range(override):
             ["student.causal=false", "student.sampler=few_step", "student.input=self_rollout"],
             "'self_rollout' streams, and student.causal is false",
         ),
+        (
+            [
+                "student.causal=false",
+                "student.sampler=few_step",
+                "student.input={name: mixed, of: [data, self_rollout]}",
+            ],
+            "'mixed' streams, and student.causal is false",
+        ),
+        (
+            ["student.input={name: mixed, of: [data, data]}", "distill.batch=1"],
+            "1 rows of a process can't be shared by 2",
+        ),
+        (["student.input={name: mixed, of: []}"], "at least one student input"),
         (["world.text_encoder.length=3"], "takes 3"),
         (["loss={name: gan, r1: 1.0}", "distill.activation_checkpointing=true"], "r1 penalty"),
         (["teacher_training.start=nonsense"], "teacher_training.start: unknown teacher 'nonsense'"),
@@ -217,6 +230,12 @@ def test_a_self_rollout_commits_when_the_sampler_does():
     arm = load("tiny/from_scratch", ["student.input=self_rollout", "student.sampler.context_t=0.1"])
     assert build.student_input(arm).context_t == 0.1
     assert "accepted: exit_step" in refused("tiny/from_scratch", ["student.input={name: self_rollout, context_t: 0}"])
+    mixed = load(
+        "tiny/from_scratch", ["student.input={name: mixed, of: [data, self_rollout]}", "student.sampler.context_t=0.1"]
+    )
+    assert build.student_input(mixed).of[1].context_t == 0.1
+    said = refused("tiny/from_scratch", ["student.input={name: mixed, of: [data, {name: self_rollout, given: 1}]}"])
+    assert "student.input.of[1].self_rollout: unknown option 'given'" in said
 
 
 def test_another_cache_than_in_training_is_a_mismatch_that_is_named():

@@ -11,7 +11,7 @@ from causvid.attention.masks import BlockCausal, SlidingWindow
 from causvid.randomness import Draw
 from causvid.samplers.few_step import renoise
 from causvid.samplers.rollout import Rollout, few_step_schedule, run_schedule
-from causvid.samplers.student_input import BackwardSimulation, Data, SelfRollout
+from causvid.samplers.student_input import BackwardSimulation, Data, Mixed, SelfRollout
 
 TIMES = (1.0, 0.8, 0.4)
 BLOCKS = ((0, 2), (2, 4), (4, 5))
@@ -70,15 +70,18 @@ def test_clean_context_is_the_data():
     assert student.calls[1].context is given_scene.data
 
 
+MIXED = Mixed([SelfRollout("last"), Data()])
+
+
 @pytest.mark.parametrize("grad", [False, True])
-@pytest.mark.parametrize("student_input", [Data(), BackwardSimulation("last"), SelfRollout("last")])
+@pytest.mark.parametrize("student_input", [Data(), BackwardSimulation("last"), SelfRollout("last"), MIXED])
 def test_gradient_is_kept_only_where_it_is_asked_for(student_input, grad):
     with torch.no_grad() if not grad else torch.enable_grad():
         sample = student_input(tiny_scene(tiny_dit()), TIMES, grad)
     assert sample.x0.requires_grad == grad
 
 
-@pytest.mark.parametrize("student_input", [Data(), BackwardSimulation(), SelfRollout()])
+@pytest.mark.parametrize("student_input", [Data(), BackwardSimulation(), SelfRollout(), Mixed([SelfRollout()])])
 def test_needs_data(student_input):
     with pytest.raises(ValueError, match="data"):
         student_input(scene(Draw(0, "s", 0, [0]), {"student": tiny_dit()}, BLOCKS), TIMES, False)
@@ -86,7 +89,7 @@ def test_needs_data(student_input):
 
 def tiny_scene(model, step=0, text=None):
     return scene(
-        Draw(0, "train", step, [4, 5]), {"student": model}, model.mask.blocks(5), text=text or tiny_text(),
+        Draw(0, "train", step, [4, 5]), {"student": model}, model.mask.blocks(5), 2, text=text or tiny_text(),
         data=torch.zeros(SHAPE, dtype=F64),
     )  # fmt: skip
 
@@ -282,3 +285,53 @@ def test_a_self_rollout_commits_where_the_sampler_commits(context_t):
     trained = SelfRollout("last", context_t)(given_scene, TIMES, False).x0
     sampled = Rollout(TIMES, context_t)(student, SHAPE[1:], given_scene.text, draw)
     torch.testing.assert_close(trained, sampled)
+
+
+MIXTURES = {
+    "data and rollout": ([Data(context="clean"), SelfRollout("last")], [0, 1, 0, 1, 0]),
+    "rollout and data": ([SelfRollout(), Data()], [0, 1, 0, 1, 0]),
+    "three": ([Data(), BackwardSimulation(), SelfRollout(given_blocks=1)], [0, 1, 2, 0, 1]),
+    "one": ([SelfRollout()], [0, 0, 0, 0, 0]),
+}
+
+
+@pytest.mark.parametrize("mixture", MIXTURES)
+def test_a_row_of_a_mixture_is_that_of_its_input_alone(mixture):
+    """Every input makes the whole batch, of which the mixture has the rows whose turn it is; first is sample 6."""
+    inputs, turns = MIXTURES[mixture]
+    model = tiny_dit()
+
+    def batch(numbers):
+        data = normal(20, *SHAPE[1:], seed=3)[list(numbers)]
+        return scene(
+            Draw(0, "train", 0, numbers), {"student": model}, model.mask.blocks(5), text=tiny_text(20)[list(numbers)],
+            unconditional=tiny_text(20)[list(numbers)], data=data,
+        )  # fmt: skip
+
+    found = Mixed(inputs)(batch(range(6, 11)), TIMES, True)
+    alone = [student_input(batch(range(6, 11)), TIMES, True) for student_input in inputs]
+    for row, turn in enumerate(turns):
+        torch.testing.assert_close(found.x0[row], alone[turn].x0[row], rtol=0, atol=1e-12)
+        assert torch.equal(found.t[row], alone[turn].t[row]) and torch.equal(found.counts[row], alone[turn].counts[row])
+    halves = [Mixed(inputs)(batch(part), TIMES, False).x0 for part in (range(6, 9), range(9, 12))]
+    torch.testing.assert_close(torch.cat(halves)[:5], found.x0, rtol=0, atol=1e-12)  # however it is shared out
+    weights = normal(5, *SHAPE[1:], seed=8)
+
+    def gradient(x0):
+        model.zero_grad()
+        (x0 * weights).sum().backward()
+        return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+    expected = gradient(torch.stack([alone[turn].x0[row] for row, turn in enumerate(turns)]))
+    torch.testing.assert_close(gradient(found.x0), expected, rtol=1e-9, atol=1e-10)
+
+
+def test_a_mixture_of_nothing_or_of_more_than_there_are_rows_is_refused():
+    with pytest.raises(ValueError, match="at least one student input"):
+        Mixed([])
+    with pytest.raises(ValueError, match="2 rows can't be shared by 3 student inputs"):
+        Mixed([Data(), Data(), Data()])(tiny_scene(tiny_dit()), TIMES, False)
+
+
+def test_a_mixture_streams_if_one_of_its_inputs_does():
+    assert Mixed([Data(), SelfRollout()]).streams and not Mixed([Data(), BackwardSimulation()]).streams

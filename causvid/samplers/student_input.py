@@ -15,7 +15,7 @@ from causvid import schedule
 from causvid.registry import register
 from causvid.samplers.few_step import renoise
 from causvid.samplers.rollout import few_step_schedule, run_schedule
-from causvid.types import Scene, StudentSample
+from causvid.types import Scene, StudentInput, StudentSample
 
 
 @register("student_input", "data")
@@ -129,3 +129,37 @@ class SelfRollout:
         sample = _everywhere(torch.cat([data, *(block.latents for block in blocks)], dim=1), times[last])
         clean = torch.arange(sample.t.shape[1], device=sample.t.device) < data.shape[1]
         return StudentSample(sample.x0, sample.t.masked_fill(clean, 0.0), sample.counts & ~clean)
+
+
+@register("student_input", "mixed")
+class Mixed:
+    """Several student inputs in turn, row by row: a row's sample number says which is its own, whoever has the row.
+
+    A student that is trained on its own rollouts alone never sees again what it has stopped to make. Rows of data hold
+    it there, and rollouts show it its own errors (decision 38).
+
+    Args:
+        of: the student inputs.
+
+    Raises:
+        ValueError: none is given, or there are fewer rows than inputs.
+    """
+
+    def __init__(self, of: Sequence[StudentInput]) -> None:
+        if not of:
+            raise ValueError("a mixture needs at least one student input")
+        self.of = list(of)
+        self.streams = any(getattr(part, "streams", False) for part in of)
+
+    def __call__(self, scene: Scene, times: Sequence[float], grad: bool) -> StudentSample:
+        count, numbers = len(self.of), scene.draw.samples
+        rows = [[row for row, number in enumerate(numbers) if number % count == turn] for turn in range(count)]
+        if not all(rows):
+            raise ValueError(f"{len(numbers)} rows can't be shared by {count} student inputs")
+        samples = [part(scene.rows(own), times, grad) for part, own in zip(self.of, rows, strict=True)]
+        back = torch.tensor([row for own in rows for row in own]).argsort()
+        return StudentSample(*(torch.cat(parts)[back] for parts in zip(*map(_fields, samples), strict=True)))
+
+
+def _fields(sample: StudentSample) -> tuple[Tensor, Tensor, Tensor]:
+    return sample.x0, sample.t, sample.counts

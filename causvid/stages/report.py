@@ -113,8 +113,9 @@ def sample_rows(context: Context, judged: Mapping[str, Any]) -> Iterator[page.Ro
     spec = context.spec
     steps, few = spec["teacher_sampling.steps"], len(build.student_times(spec))
     captions = judged["captions"][:CAPTIONS]
-    pixels, _ = build.World(spec).pixels(range(len(captions)), SPLIT)
-    videos = {"real": (("truth", "rendered"), pixels)}
+    world = build.World(spec)
+    pixels, _ = world.pixels(range(len(captions)), SPLIT)
+    videos = {"real": (("truth", "decoded" if world.holds_latents else "rendered"), pixels)}
     for arm, label, count, stage in (
         (f"teacher_{steps}", "teacher", steps, "sample_teacher"),
         ("untrained", "untrained", few, "sample_start"),
