@@ -186,7 +186,7 @@ def _check_sampling(spec: Spec, world: build.World) -> None:
         raise UserError(f"student.input: '{spec['student.input']['name']}' streams, and student.causal is false")
     inputs = len(spec["student.input"].get("of", [None]))
     rows = spec["distill.batch"] // max(ranks.count(), spec["runtime.gpus"] or 1)
-    if rows < inputs:
+    if rows < inputs and inputs > 1:
         raise UserError(f"distill.batch: {rows} rows of a process can't be shared by {inputs} student inputs")
     if "times" not in registry.find("sampler", few).signature.parameters:
         raise UserError(f"student.sampler: '{few}' does not take the student's times")
