@@ -329,6 +329,8 @@ def test_a_row_of_a_mixture_is_that_of_its_input_alone(mixture):
 def test_a_mixture_of_nothing_or_of_more_than_there_are_rows_is_refused():
     with pytest.raises(ValueError, match="at least one student input"):
         Mixed([])
+    with pytest.raises(ValueError, match="can't hold a mixture"):
+        Mixed([Data(), Mixed([Data()])])
     with pytest.raises(ValueError, match="2 rows can't be shared by 3 student inputs"):
         Mixed([Data(), Data(), Data()])(tiny_scene(tiny_dit()), TIMES, False)
 

@@ -139,15 +139,17 @@ class Mixed:
     it there, and rollouts show it its own errors (decision 38).
 
     Args:
-        of: the student inputs.
+        of: the student inputs; one that stands twice has twice the rows.
 
     Raises:
-        ValueError: none is given, or there are fewer rows than inputs.
+        ValueError: none is given, one is a mixture itself, or there are fewer rows than inputs.
     """
 
     def __init__(self, of: Sequence[StudentInput]) -> None:
         if not of:
             raise ValueError("a mixture needs at least one student input")
+        if any(isinstance(part, Mixed) for part in of):
+            raise ValueError("a mixture can't hold a mixture; list all student inputs in one, some of them twice")
         self.of = list(of)
         self.streams = any(getattr(part, "streams", False) for part in of)
 
