@@ -184,10 +184,13 @@ def _check_sampling(spec: Spec, world: build.World) -> None:
     causal = build.student_rule(spec).causal
     if getattr(build.student_input(spec), "streams", False) and not causal:
         raise UserError(f"student.input: '{spec['student.input']['name']}' streams, and student.causal is false")
-    inputs = len(spec["student.input"].get("of", [None]))
-    rows = spec["distill.batch"] // max(ranks.count(), spec["runtime.gpus"] or 1)
-    if rows < inputs and inputs > 1:
-        raise UserError(f"distill.batch: {rows} rows of a process can't be shared by {inputs} student inputs")
+    if spec["student.input"]["name"] == "mixed" and STAGES.index(spec["until"]) >= STAGES.index("distill"):
+        inputs, count = len(spec["student.input"]["of"]), max(ranks.count(), spec["runtime.gpus"] or 1)
+        if spec["distill.batch"] < inputs * count:
+            raise UserError(
+                f"distill.batch: {spec['distill.batch']} samples are too few for {inputs} student inputs in {count} "
+                f"process{'es' * (count > 1)}, which each need one of every input: at least {inputs * count}"
+            )
     if "times" not in registry.find("sampler", few).signature.parameters:
         raise UserError(f"student.sampler: '{few}' does not take the student's times")
     sampler = build.construct(spec["student.sampler"], times=build.student_times(spec))

@@ -227,6 +227,8 @@ def not_counted(spec: Spec, world: build.World, stage: str) -> tuple[str, ...]:
     if stage == "distill":
         others = [part["name"] for part in student_inputs(spec) if part["name"] not in INPUTS]
         out += [f"student input '{name}' (taken for data)" for name in others]
+        if spec["student.input"]["name"] == "mixed" and spec["precision"] == "bf16":
+            out.append("bf16 weights that wait for the passes of all student inputs but the largest")
     if not world.holds_latents and hasattr(world.codec, "encoding"):
         out.append(f"codec '{spec['world.codec']['name']}', which encodes every batch")
     return tuple(dict.fromkeys(out))
@@ -252,28 +254,28 @@ def training(spec: Spec, stage: str, gpus: int) -> Setting:
 
 def student_inputs(spec: Spec) -> list[Bound]:
     """The student inputs of distillation, those of a mixture one by one."""
-    return [part for part in bound(spec["student.input"]) if part["name"] != "mixed"]
+    return [part for part in bound(spec["student.input"]) if part.group == "student_input" and part["name"] != "mixed"]
 
 
 def _streams(component: Bound) -> bool:
-    return component.group == "student_input" and getattr(build.construct(component), "streams", False)
+    return component.group == "student_input" and getattr(build.construct(component, context_t=0.0), "streams", False)
 
 
 def players(spec: Spec, world: build.World, stage: str) -> tuple[list[Network], list[Network]]:
     """(networks that a stage trains, the student first, networks that it only asks).
 
-    With a mixture of student inputs it is as if all rows were from the one that takes most memory.
+    With a mixture of student inputs the student is as if all rows were from the one that takes most memory.
     """
     seen = build.teacher_rule(spec)
     if stage == "teacher":
         return [network(spec, world, seen, learns_by=spec["teacher_training.loss"])], []
     if stage == "ode_init":
         return [network(spec, world, build.student_rule(spec), learns_by=spec["ode_init.loss"])], []
-    fed = [network(spec, world, build.student_rule(spec), learns_by=part) for part in student_inputs(spec)]
-    student = max(fed, key=lambda net: net.kept(spec["precision"], False))
     real = network(spec, world, seen, spec["real_score"] or spec["model"])
     fake = network(spec, world, seen, spec[spec["fake_score"]] if spec["fake_score"] == "real_score" else None)
-    return [student, fake], [real]
+    fed = [network(spec, world, build.student_rule(spec), learns_by=part) for part in student_inputs(spec)]
+    setting = training(spec, stage, 1)
+    return [max(fed, key=lambda net: sum(train_memory([net, fake], [real], setting).values())), fake], [real]
 
 
 def of(spec: Spec, stages: list[str], gpus: int) -> list[Cost]:

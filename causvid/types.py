@@ -178,7 +178,10 @@ class Scene:
         return values.repeat_interleave(lengths, dim=1, output_size=self.blocks[-1][1] - self.blocks[0][0])
 
     def rows(self, rows: Sequence[int]) -> Scene:
-        """The scene of some of its rows, which keep their random numbers: what a student input reads."""
+        """The scene of some of its rows, which keep their random numbers: what a student input reads.
+
+        Clips to edit and trajectories are not among it.
+        """
         return Scene(
             self.draw.rows(rows), self.text[rows], self.unconditional[rows], self.nets, self.blocks,
             None if self.data is None else self.data[rows],

@@ -236,6 +236,8 @@ def _value(hint: Any, value: Any, path: str, errors: list[str]) -> Any:
 
 
 def _describe(hint: Any) -> str:
+    if getattr(hint, "__name__", None) in NESTED:
+        return f"a {NESTED[hint.__name__]} component"
     names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return " or ".join(_describe(option) for option in typing.get_args(hint))

@@ -108,6 +108,21 @@ def test_flops_of_a_rollout_in_training_are_told_at_most(tmp_path):
     assert 0.9 * cost.flops < counted(arm, tmp_path) <= cost.flops
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("batch", [2, 8])
+def test_memory_of_a_mixture_is_that_of_its_largest_input(precision, batch):
+    def peak(given):
+        changes = [f"precision={precision}", f"distill.batch={batch}", f"student.input={given}"]
+        (cost,) = costs.of(spec.load("tiny/causvid", changes), ["distill"], 1)
+        return cost.peak, cost.not_counted
+
+    clean, rollout = "{name: data, context: clean}", "{name: self_rollout, given_blocks: 3}"
+    alone = [peak(given)[0] for given in (clean, rollout)]
+    mixed, left_out = peak(f"{{name: mixed, of: [{clean}, {rollout}]}}")
+    assert mixed == max(alone) != min(alone)
+    assert any("bf16 weights" in words for words in left_out) == (precision == "bf16")
+
+
 @pytest.mark.parametrize(
     ("precision", "checkpointing"),
     [("fp32", False), pytest.param("fp32", True, marks=pytest.mark.slow),

@@ -184,9 +184,14 @@ def test_numbers_out_of_range(override):
         ),
         (
             ["student.input={name: mixed, of: [data, data]}", "distill.batch=1"],
-            "1 rows of a process can't be shared by 2",
+            "1 samples are too few for 2 student inputs in 1 process,",
+        ),
+        (
+            ["student.input={name: mixed, of: [data, data]}", "distill.batch=2", "runtime.gpus=2"],
+            "2 samples are too few for 2 student inputs in 2 processes,",
         ),
         (["student.input={name: mixed, of: []}"], "at least one student input"),
+        (["student.input={name: mixed, of: [data, {name: mixed, of: [data]}]}"], "can't hold a mixture"),
         (["world.text_encoder.length=3"], "takes 3"),
         (["loss={name: gan, r1: 1.0}", "distill.activation_checkpointing=true"], "r1 penalty"),
         (["teacher_training.start=nonsense"], "teacher_training.start: unknown teacher 'nonsense'"),
@@ -236,6 +241,18 @@ def test_a_self_rollout_commits_when_the_sampler_does():
     assert build.student_input(mixed).of[1].context_t == 0.1
     said = refused("tiny/from_scratch", ["student.input={name: mixed, of: [data, {name: self_rollout, given: 1}]}"])
     assert "student.input.of[1].self_rollout: unknown option 'given'" in said
+    said = refused("tiny/from_scratch", ["student.input={name: mixed, of: data}"])
+    assert "student.input.of: expected a list of student_input components, got 'data'" in said
+
+
+def test_a_sums_flow_matching_has_the_times_of_the_kind_of_teacher():
+    for teacher in ("bidirectional", "causal"):
+        arm = load(
+            "tiny/from_scratch", [f"teacher={teacher}", "teacher_training.loss={name: sum, of: [flow_matching]}"]
+        )
+        times = build.construct(arm["teacher"]).times
+        assert build.construct(arm["teacher_training.loss"], times=times).of[0].times == times
+    assert times == "per_block"
 
 
 def test_another_cache_than_in_training_is_a_mismatch_that_is_named():

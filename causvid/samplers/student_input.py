@@ -135,14 +135,14 @@ class SelfRollout:
 class Mixed:
     """Several student inputs in turn, row by row: a row's sample number says which is its own, whoever has the row.
 
-    A student that is trained on its own rollouts alone never sees again what it has stopped to make. Rows of data hold
-    it there, and rollouts show it its own errors (decision 38).
+    A student that is trained on its own rollouts alone never sees again what it no longer makes. Rows of data hold it
+    there, and rollouts show it its own errors (decision 38). Every process needs a row of each input.
 
     Args:
         of: the student inputs; one that stands twice has twice the rows.
 
     Raises:
-        ValueError: none is given, one is a mixture itself, or there are fewer rows than inputs.
+        ValueError: none is given, or one is a mixture itself; when called, with fewer rows than inputs.
     """
 
     def __init__(self, of: Sequence[StudentInput]) -> None:
