@@ -156,10 +156,16 @@ def _check_sharing(spec: Spec) -> None:
     """What several processes can do together, for as many as there are or are planned for."""
     if spec["fake_score"] == "real_score" and not spec["real_score"]:
         raise UserError("fake_score: 'real_score' needs a network of its own there; real_score is null")
-    count = max(ranks.count(), spec["runtime.gpus"] or 1)
+    count, far = max(ranks.count(), spec["runtime.gpus"] or 1), STAGES.index(spec["until"])
+    if spec["student.input"]["name"] == "mixed" and far >= STAGES.index("distill"):
+        inputs = len(spec["student.input"]["of"])
+        if spec["distill.batch"] < inputs * count:
+            raise UserError(
+                f"distill.batch: {spec['distill.batch']} samples are too few for {inputs} student inputs in {count} "
+                f"process{'es' * (count > 1)}, which each need one of every input: at least {inputs * count}"
+            )
     if count == 1:
         return
-    far = STAGES.index(spec["until"])
     used = ["teacher_training"] if spec["teacher_training.weights"] == "train" else []
     used += ["ode_init"] if far >= STAGES.index("ode_init") and spec["init"]["name"] == "ode" else []
     used += ["distill"] if far >= STAGES.index("distill") else []
@@ -184,13 +190,6 @@ def _check_sampling(spec: Spec, world: build.World) -> None:
     causal = build.student_rule(spec).causal
     if getattr(build.student_input(spec), "streams", False) and not causal:
         raise UserError(f"student.input: '{spec['student.input']['name']}' streams, and student.causal is false")
-    if spec["student.input"]["name"] == "mixed" and STAGES.index(spec["until"]) >= STAGES.index("distill"):
-        inputs, count = len(spec["student.input"]["of"]), max(ranks.count(), spec["runtime.gpus"] or 1)
-        if spec["distill.batch"] < inputs * count:
-            raise UserError(
-                f"distill.batch: {spec['distill.batch']} samples are too few for {inputs} student inputs in {count} "
-                f"process{'es' * (count > 1)}, which each need one of every input: at least {inputs * count}"
-            )
     if "times" not in registry.find("sampler", few).signature.parameters:
         raise UserError(f"student.sampler: '{few}' does not take the student's times")
     sampler = build.construct(spec["student.sampler"], times=build.student_times(spec))

@@ -62,8 +62,7 @@ class Draw:
 
     def rows(self, rows: Sequence[int]) -> Draw:
         """The numbers of some of the batch's rows; what is shared by all stays shared."""
-        seed, stage, step = self._root
-        return Draw(seed, stage, step, [self.samples[row] for row in rows], self._device)
+        return Draw(*self._root, [self.samples[row] for row in rows], self._device)
 
     def derive(self, purpose: str) -> Draw:
         """Independent numbers for a second use of the same component within one step."""

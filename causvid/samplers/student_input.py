@@ -160,8 +160,5 @@ class Mixed:
             raise ValueError(f"{len(numbers)} rows can't be shared by {count} student inputs")
         samples = [part(scene.rows(own), times, grad) for part, own in zip(self.of, rows, strict=True)]
         back = torch.tensor([row for own in rows for row in own]).argsort()
-        return StudentSample(*(torch.cat(parts)[back] for parts in zip(*map(_fields, samples), strict=True)))
-
-
-def _fields(sample: StudentSample) -> tuple[Tensor, Tensor, Tensor]:
-    return sample.x0, sample.t, sample.counts
+        fields = zip(*((sample.x0, sample.t, sample.counts) for sample in samples), strict=True)
+        return StudentSample(*(torch.cat(parts)[back] for parts in fields))
