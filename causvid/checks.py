@@ -113,7 +113,7 @@ def _check_networks(spec: Spec, world: build.World, players: tuple[str, ...]) ->
         for stage in ("teacher_training", "ode_init"):
             build.construct(spec[f"{stage}.optimizer"], model=nets["student"])
     text = _text(spec, world).to("meta")
-    for shape in (*getattr(world.dataset, "also", ()), world.latent_shape):
+    for shape in _shapes(world):
         x = torch.empty(1, *shape, device="meta")
         t = torch.empty(x.shape[:2], device="meta")
         try:
@@ -124,6 +124,11 @@ def _check_networks(spec: Spec, world: build.World, players: tuple[str, ...]) ->
             _check_kernel(spec, nets["teacher"], rules.values(), x.shape[1])
         except (ValueError, TypeError, RuntimeError, LookupError) as error:
             raise UserError(f"model: it does not run on latents {tuple(shape)} (f c h w): {error}") from error
+
+
+def _shapes(world: build.World) -> tuple[tuple[int, ...], ...]:
+    """Latent shapes ``f c h w`` that training meets, the clip's own last."""
+    return (*getattr(world.dataset, "also", ()), world.latent_shape)
 
 
 def _shallow(model: Bound | None, tapped: bool) -> Bound | None:
@@ -190,6 +195,10 @@ def _check_sampling(spec: Spec, world: build.World) -> None:
     causal = build.student_rule(spec).causal
     if getattr(build.student_input(spec), "streams", False) and not causal:
         raise UserError(f"student.input: '{spec['student.input']['name']}' streams, and student.causal is false")
+    fewest = min(len(build.student_rule(spec).blocks(shape[0])) for shape in _shapes(world))
+    given = max(part.get("given_blocks", 0) for part in bound(spec["student.input"]))
+    if given >= fewest:
+        raise UserError(f"student.input: given_blocks must be below the {fewest} blocks of a clip, got {given}")
     if "times" not in registry.find("sampler", few).signature.parameters:
         raise UserError(f"student.sampler: '{few}' does not take the student's times")
     sampler = build.construct(spec["student.sampler"], times=build.student_times(spec))

@@ -73,15 +73,27 @@ def chain(call, base, films, runs):
 
 
 @pytest.fixture(scope="module")
-def on_disk(films, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("disk")
-    return chain(here, str(folder), films, folder / "runs")
+def disk(tmp_path_factory):
+    return tmp_path_factory.mktemp("disk")
+
+
+@pytest.fixture(scope="module")
+def on_disk(films, disk):
+    return chain(here, str(disk), films, disk / "runs")
 
 
 @pytest.mark.slow
-def test_on_a_disk(on_disk):
+def test_the_whole_recipe_on_a_disk(on_disk, disk):
+    """An update of each network, to the page, whose truth is what the store's latents decode to."""
     digest, weights = on_disk
     assert len(digest) == 64 and len(weights) > 100_000
+    changes = [f"{stage}.iterations=1" for stage in ("teacher_training", "ode_init", "distill")]
+    changes += [f"world.dataset.path={disk}/pack", "runtime.threads=1"]
+    outcome = here("run", "tiny/clips", *changes, "--runs", disk / "runs")
+    assert outcome["skipped"] == ["teacher"] and outcome["executed"][-1] == "report"
+    assert outcome["metrics"]["real.ok"] == 1.0
+    page = Path(outcome["report"]).read_text()
+    assert "truth" in page and "decoded" in page and "rendered" not in page
 
 
 @pytest.mark.slow

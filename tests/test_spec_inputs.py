@@ -190,6 +190,11 @@ def test_numbers_out_of_range(override):
             ["student.input={name: mixed, of: [data, data]}", "distill.batch=2", "runtime.gpus=2"],
             "2 samples are too few for 2 student inputs in 2 processes,",
         ),
+        (["student.input={name: self_rollout, given_blocks: 4}"], "must be below the 4 blocks of a clip, got 4"),
+        (
+            ["student.input={name: mixed, of: [data, {name: self_rollout, given_blocks: 5}]}"],
+            "must be below the 4 blocks of a clip, got 5",
+        ),
         (["student.input={name: mixed, of: []}"], "at least one student input"),
         (["student.input={name: mixed, of: [data, {name: mixed, of: [data]}]}"], "can't hold a mixture"),
         (["world.text_encoder.length=3"], "takes 3"),
