@@ -2,10 +2,12 @@
 
     python benchmarks/reference.py run --runs runs --shard 0/2      # and 1/2 in a second process
     python benchmarks/reference.py write --runs runs
+    python benchmarks/reference.py fresh --runs runs
 
 ``run`` executes what is not done, one thread a process; arms share stages through the store, and a killed run goes on.
 ``write`` takes only what is finished and says what is missing; of the first seed it also keeps the curves of each
-training stage, averaged over fiftieths, so that a user sees what a healthy one looks like.
+training stage, averaged over fiftieths, so that a user sees what a healthy one looks like. ``fresh`` judges the default
+arms and the teacher on as many captions again, none of which any setting was chosen on.
 """
 
 from __future__ import annotations
@@ -13,25 +15,33 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from ship_teacher import curves
 
-from causvid import experiment, runs, spec
+from causvid import build, experiment, runs, spec, weights
+from causvid.eval.shapes_truth import ShapesTruth
 from causvid.eval.statistics import over_seeds
+from causvid.randomness import Draw
 from causvid.spec import Spec
+from causvid.stages.sample import SPLIT, from_bytes, held_out, load_student
+from causvid.types import Text
 
+Clips = Callable[[Text, Text, Draw], torch.Tensor]
 SEEDS = (0, 1, 2)
 KEPT = ("student.", "rollout_first.", "rollout_last.", "teacher.", "real.", "timings.")  # of every seed
 ONCE = (0,)  # arms that are reported, but from which no claim is drawn
 SHOWN = ("ok", "shape", "direction", "fidelity", "contrast", "trajectory", "ok_first_tenth", "ok_last_tenth")
+ROLLOUTS = "student.input={name: self_rollout, given_blocks: 3}"
 MAIN = {
     "causvid": ("tiny/causvid", [], SEEDS),
     "self_rollout": ("tiny/self_rollout", [], SEEDS),
     "causvid, noisy context": ("tiny/causvid", ["student.input.context=noisy"], ONCE),
     "causvid, 2 steps": ("tiny/causvid", ["student.steps=2"], ONCE),
     "causvid, 1 step": ("tiny/causvid", ["student.steps=1"], ONCE),
+    "self_rollout, rollouts alone": ("tiny/self_rollout", [ROLLOUTS], ONCE),
     "self_rollout, 2 steps": ("tiny/self_rollout", ["student.steps=2"], ONCE),
     "self_rollout, 1 step": ("tiny/self_rollout", ["student.steps=1"], ONCE),
 }
@@ -96,6 +106,37 @@ def write(which: str, root: Path, out: Path) -> None:
     print(out / f"{which}.md")
 
 
+def fresh(root: Path, out: Path) -> None:
+    store, base = runs.Store(root.resolve()), spec.load("tiny/causvid")
+    world = build.World(base)
+    found = {"teacher": {"0": judge(world, many_steps(base, world))}}
+    for name, seed, arm in arms("main"):
+        distill = next(node for node in experiment.plan(arm, "evaluate") if node.name == "distill")
+        if MAIN[name][2] is SEEDS and store.done(distill):
+            found.setdefault(name, {})[str(seed)] = judge(world, few_steps(arm, world, store.folder(distill)))
+    weights.write_json(out / "fresh.json", found)
+    print(out / "fresh.json")
+
+
+def many_steps(arm: Spec, world: build.World) -> Clips:
+    net = build.load_network(arm, world, build.teacher_rule(arm), build.shipped_teacher(arm))
+    sampler = build.teacher_sampler(arm)
+    return lambda text, free, draw: sampler(net, draw.normal("noise", *world.latent_shape), text, free).last
+
+
+def few_steps(arm: Spec, world: build.World, folder: Path) -> Clips:
+    student = load_student(arm, world, folder)
+    return lambda text, free, draw: student(world.latent_shape, text, draw)
+
+
+def judge(world: build.World, clips: Clips) -> dict[str, float]:
+    """Means over the 256 held-out captions that follow those of the experiments."""
+    parts = [range(start, start + 64) for start in range(256, 512, 64)]
+    videos = torch.cat([held_out(world, part, clips) for part in parts])
+    scores = ShapesTruth()(from_bytes(videos), [prompt for part in parts for prompt in world.prompts(part, SPLIT)[0]])
+    return {name: round(float(scores[name].float().nanmean()), 4) for name in SHOWN[:6]}
+
+
 def summary(by_seed: dict[int, dict[str, float]]) -> dict:
     """Means over seeds with 95% t-intervals, of the student and of what it is compared with."""
 
@@ -103,7 +144,7 @@ def summary(by_seed: dict[int, dict[str, float]]) -> dict:
         values = [metrics[key] for metrics in by_seed.values() if key in metrics]
         return _interval(values) if values else None
 
-    reference = ("teacher", "untrained", "ode_init", "teacher_4", "teacher_8", "teacher_16")
+    reference = ("teacher", "untrained", "ode_init", "teacher_4", "teacher_8", "teacher_16", "teacher_32")
     shares = [metrics["student.ok"] / max(metrics["teacher.ok"], 1e-9) for metrics in by_seed.values()]
     return {
         "seeds": len(by_seed),
@@ -131,7 +172,7 @@ def _cell(value: list[float | None] | None) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("action", choices=("run", "write"))
+    parser.add_argument("action", choices=("run", "write", "fresh"))
     parser.add_argument("--which", choices=("main", "table"), default="main")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--shard", default="0/1")
@@ -140,6 +181,9 @@ def main() -> None:
     if options.action == "run":
         shard, shards = map(int, options.shard.split("/"))
         run(options.which, options.runs, shard, shards)
+    elif options.action == "fresh":
+        torch.set_num_threads(1)
+        fresh(options.runs, options.out)
     else:
         write(options.which, options.runs, options.out)
 

@@ -163,8 +163,9 @@ def test_time_features_at_757():
 
 
 def test_pairs_are_not_taken_at_times_that_a_sampler_does_not_visit():
+    changes = ["teacher_sampling={name: unipc, steps: 8}", "ode_pairs.keep=[1, 2, 3, 4]", "student.steps=4"]
     with pytest.raises(UserError, match="no state at t = 1"):
-        checks.check(spec.load("tiny/causvid", ["teacher_sampling={name: unipc, steps: 8}"]))
+        checks.check(spec.load("tiny/causvid", changes))
 
 
 def test_a_run_must_be_told_where_given_weights_are(tmp_path):

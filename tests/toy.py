@@ -10,7 +10,8 @@ model: {dim: 24, ffn_dim: 32, heads: 2, layers: 1}
 world: {dataset: {frames: 11}}
 teacher_training: {iterations: 4, batch: 2, optimizer: adamw, decay: constant}
 teacher_sampling: {steps: 6}
-ode_pairs: {count: 4, steps: 12, batch: 2}
+ode_pairs: {count: 4, steps: 12, keep: [1, 2, 3, 4], batch: 2}
+student: {steps: 4}
 ode_init: {iterations: 4, batch: 2, optimizer: adamw, decay: constant}
 distill: {iterations: 3, batch: 2, critic_updates: 2, optimizer: adamw, critic_optimizer: adamw, decay: constant}
 evaluation: {samples: 3, teacher_steps: [2], rollout_samples: 2, rollout_factor: 10, batch: 2}
