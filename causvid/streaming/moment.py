@@ -26,7 +26,7 @@ from causvid.validate import Bound
 
 Policy = Literal["keep", "recache", "cut"]
 How = Literal["alone", "first", "still"]
-STRENGTH = 0.6  # of restyling, where nobody says: the motion of the input is still seen (docs/streaming.md)
+STRENGTH = 0.5  # of restyling, where nobody says: the motion of the input is still seen (docs/streaming.md)
 POLICIES: tuple[Policy, ...] = get_args(Policy)
 HOWS: tuple[How, ...] = get_args(How)
 
