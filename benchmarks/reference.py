@@ -7,7 +7,7 @@
 ``run`` executes what is not done, one thread a process; arms share stages through the store, and a killed run goes on.
 ``write`` takes only what is finished and says what is missing; of the first seed it also keeps the curves of each
 training stage, averaged over fiftieths, so that a user sees what a healthy one looks like. ``fresh`` judges the default
-arms and the teacher on as many captions again, none of which any setting was chosen on.
+arms and the teacher on as many pairs of caption and noise again, on none of which any setting was chosen.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ MAIN = {
     "causvid, noisy context": ("tiny/causvid", ["student.input.context=noisy"], ONCE),
     "causvid, 2 steps": ("tiny/causvid", ["student.steps=2"], ONCE),
     "causvid, 1 step": ("tiny/causvid", ["student.steps=1"], ONCE),
+    "interactive": ("tiny/interactive", [], SEEDS[:2]),
     "self_rollout, rollouts alone": ("tiny/self_rollout", [ROLLOUTS], ONCE),
     "self_rollout, 2 steps": ("tiny/self_rollout", ["student.steps=2"], ONCE),
     "self_rollout, 1 step": ("tiny/self_rollout", ["student.steps=1"], ONCE),
@@ -130,7 +131,7 @@ def few_steps(arm: Spec, world: build.World, folder: Path) -> Clips:
 
 
 def judge(world: build.World, clips: Clips) -> dict[str, float]:
-    """Means over the 256 held-out captions that follow those of the experiments."""
+    """Means over the 256 held-out pairs of caption and noise that follow those of the experiments."""
     parts = [range(start, start + 64) for start in range(256, 512, 64)]
     videos = torch.cat([held_out(world, part, clips) for part in parts])
     scores = ShapesTruth()(from_bytes(videos), [prompt for part in parts for prompt in world.prompts(part, SPLIT)[0]])

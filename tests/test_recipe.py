@@ -113,6 +113,8 @@ def test_each_player_of_distillation_sees_as_it_should(first, folder):
     name = next(iter(start))
     assert torch.equal(nets["student"].state_dict()[name], start[name])
     assert torch.equal(nets["fake_score"].state_dict()[name], given[name])
+    players = distill._players(nets, ("student", "fake_score"), arm["distill"])
+    assert players["student"].decay == arm["distill.ema"] > 0 and players["fake_score"].average is None
 
 
 def test_a_second_run_does_nothing(first, folder):

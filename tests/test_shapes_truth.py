@@ -125,6 +125,7 @@ CORRUPTIONS = {
     ),
     "texture blurred": (blurred, "contrast fidelity", "ground"),
     "texture at half": (lambda: changed(texture=STATE.texture * 0.5), "contrast fidelity", ""),
+    "texture half as strong again": (lambda: changed(texture=STATE.texture * 1.5), "contrast fidelity", ""),
     "texture gone": (lambda: changed(texture=STATE.texture * 0), "contrast fidelity", ""),
     "texture flickers": (flickering, "contrast fidelity", ""),
     "mottled ground": (mottled, "fidelity", "contrast ground"),
