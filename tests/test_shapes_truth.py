@@ -3,7 +3,9 @@ that should see it and held against no other."""
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -303,3 +305,17 @@ def test_gap_is_the_wasserstein_distance_in_units_of_the_range():
     assert METRIC.over_set(shifted)["size_gap"] == pytest.approx(0.25)
     halved = {**perfect, "speed": spread(shapes.SPEED, 0.25 + even / 2)}  # quantiles move by |q - .5| / 2
     assert METRIC.over_set(halved)["speed_gap"] == pytest.approx(0.125, abs=1e-3)
+
+
+def test_the_interior_of_shapes_by_a_dark_middle():
+    """``benchmarks/interior.py``: nothing on clean clips; .1 where .1 is taken from the middle of the shapes alone."""
+    path = Path(__file__).parents[1] / "benchmarks" / "interior.py"
+    loading = importlib.util.spec_from_file_location("interior", path)
+    assert loading and loading.loader
+    module = importlib.util.module_from_spec(loading)
+    loading.loader.exec_module(module)
+    middle = shapes.matte(STATE.shape, STATE.radius / 2, STATE.positions(FRAMES))[:, :, None]
+    clean, dark = module.interior(paint(cover())), module.interior(paint(cover()) - 0.1 * middle)
+    assert set(clean) == {"all", "squares"}  # there is no green square among these
+    assert max(clean.values()) < 0.01
+    assert dark["all"] == pytest.approx(0.1, rel=0.15)

@@ -145,8 +145,8 @@ def fit(videos: Tensor) -> Fit:
     return Fit(state, centres.float(), wobble.float(), overlap, contrast, velocity.float())
 
 
-def _rendering(fitted: Fit) -> Tensor:
-    """The clean video of a fitted state, along the fitted line: ``b f 3 h w``."""
+def rendering(fitted: Fit) -> Tensor:
+    """The clean video of a fitted state, along the fitted line: ``b f 3 h w`` in [-1, 1]."""
     state = fitted.state
     alpha = shapes.matte(state.shape, state.radius, fitted.centres)[:, :, None]
     ground = shapes.ground_image(state.ground, state.texture)[:, None, None]
@@ -159,7 +159,7 @@ def fidelity(videos: Tensor, fitted: Fit) -> Tensor:
 
     Read contrast beside it: an empty, flat grey video equals its rendering but for the texture that it lacks.
     """
-    error = (videos.detach().float().clamp(-1, 1).cpu() - _rendering(fitted)).pow(2).mean((1, 2, 3, 4))
+    error = (videos.detach().float().clamp(-1, 1).cpu() - rendering(fitted)).pow(2).mean((1, 2, 3, 4))
     return (10 * torch.log10(4 / error.clamp(min=1e-12))).clamp(max=MAX_FIDELITY)
 
 
