@@ -30,11 +30,11 @@ def interior(videos: Tensor) -> dict[str, float]:
     """The rms within half the radius, per kind of shape, of videos ``b f 3 h w`` in [-1, 1]."""
     fitted = fit(videos)
     inside = shapes.matte(fitted.state.shape, fitted.state.radius / 2, fitted.centres)[:, :, None]
-    squares = (videos - rendering(fitted)).pow(2) * inside
+    errors = (videos - rendering(fitted)).pow(2) * inside
     weight = inside.sum((1, 2, 3, 4)) * videos.shape[2]
     chosen = {name: which(fitted.state) for name, which in WHERE.items()}
     return {
-        name: float((squares[rows].sum() / weight[rows].sum()).sqrt()) for name, rows in chosen.items() if rows.any()
+        name: float((errors[rows].sum() / weight[rows].sum()).sqrt()) for name, rows in chosen.items() if rows.any()
     }
 
 
