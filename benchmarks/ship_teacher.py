@@ -43,7 +43,7 @@ def curves(path: Path, points: int = 100) -> dict[str, Any]:
 
 
 def ship(name: str, overrides: list[str], root: Path, out: Path) -> Path:
-    """Write KIND.safetensors and KIND.json under ``out``/WORLD; returns the weights' path.
+    """Write KIND.safetensors and KIND.json into ``out``; returns the weights' path.
 
     Raises:
         UserError: the teacher has not been trained, or its file would be too large to ship.
@@ -58,7 +58,7 @@ def ship(name: str, overrides: list[str], root: Path, out: Path) -> Path:
     size = sum(value.numel() * value.element_size() for value in tensors.values())
     if size > MOST_BYTES:
         raise UserError(f"{name}: {size} bytes of weights; at most {MOST_BYTES} are shipped")
-    target = out / arm["world.dataset.name"] / f"{arm['teacher.name']}.safetensors"
+    target = out / f"{arm['teacher.name']}.safetensors"
     done = json.loads((folder / "DONE").read_text())
     weights.write_tensors(target, tensors)
     record = {"spec": name, "overrides": overrides, **json.loads(runs.canonical(node.record)), **done}
@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("spec")
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
-    parser.add_argument("--out", type=Path, default=spec.experiments_folder() / "teachers")
+    parser.add_argument("--out", type=Path, default=spec.experiments_folder() / "teachers" / "shapes")
     options = parser.parse_args()
     print(ship(options.spec, options.overrides, options.runs, options.out))
 

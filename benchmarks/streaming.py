@@ -73,7 +73,7 @@ def matches(fitted: shapes_truth.Fit, states: shapes.State) -> dict[str, torch.T
     return {
         "colour": (state.colour == states.colour) & (fitted.overlap > 0),
         "shape": (state.shape == states.shape) & (fitted.overlap >= shapes_truth.MIN_OVERLAP),
-        "direction": (state.direction == states.direction) & (state.speed >= shapes_truth.MIN_SPEED),
+        "direction": (state.direction == states.direction) & (state.speed >= shapes.SPEED[0] / 2),
     }
 
 

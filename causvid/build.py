@@ -166,47 +166,53 @@ def load_network(
 
 
 def shipped_teacher(spec: Spec, kind: str | None = None) -> Path:
-    """The trained teacher that ships for this world and a kind, by default the spec's.
+    """The trained teacher that ships for this world and a kind, by default the spec's: the one whose record agrees.
 
     Raises:
-        UserError: none ships, or what its record says it was made for is not what the spec describes.
+        UserError: none ships, or what the records say they were made for is not what the spec describes.
     """
     world, kind = spec["world.dataset"]["name"], str(kind or spec["teacher"]["name"])
-    path = experiments_folder() / "teachers" / world / f"{kind}.safetensors"
-    if not path.is_file():
+    places = sorted((experiments_folder() / "teachers").glob(f"*/{kind}.safetensors"))
+    made = {path: _made(spec, kind, path.with_suffix(".json")) for path in places}
+    made = {path: values for path, values in made.items() if values["world"]["dataset"]["name"] == world}
+    if not made:
         raise UserError(
-            f"no trained '{kind}' teacher ships for world '{world}' (looked for {path}); train one with "
-            "teacher_training.weights=train"
+            f"no trained '{kind}' teacher ships for world '{world}' (looked at {', '.join(map(str, places)) or 'none'}"
+            "); train one with teacher_training.weights=train"
         )
-    _check_record(spec, kind, path.with_suffix(".json"))
-    return path
+    differences = {path: _differences(spec, values) for path, values in made.items()}
+    nearest = min(differences, key=lambda path: len(differences[path]))
+    if differences[nearest]:
+        raise UserError(
+            f"the shipped '{kind}' teacher was trained for another spec: {'; '.join(differences[nearest])}. Change the "
+            "spec back, or train one with teacher_training.weights=train"
+        )
+    return nearest
 
 
-def _check_record(spec: Spec, kind: str, path: Path) -> None:
-    """Refuse weights that were trained for something else; shapes that fit prove nothing.
-
-    The kernel is left out: all give the same numbers.
-    """
+def _made(spec: Spec, kind: str, record: Path) -> dict[str, Any]:
+    """What a shipped teacher was trained for; shapes that fit prove nothing."""
     sees = construct(Bound("teacher", {"name": kind})).mask(causal_rule(spec))
     sections = ("world", "model", *(["causal"] if sees.causal else []))
     try:
-        made = complete({name: json.loads(path.read_text())["values"][name] for name in sections}, str(path))
+        values = json.loads(record.read_text())["values"]
+        made = complete({name: values[name] for name in sections}, str(record))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{path}, the record of a shipped teacher, does not say what it was trained for ({error!r}); reinstall, or "
-            "train one with teacher_training.weights=train"
+            f"{record}, the record of a shipped teacher, does not say what it was trained for ({error!r}); reinstall, "
+            "or train one with teacher_training.weights=train"
         ) from error
-    left, right = (flat({name: each[name] for name in sections}) for each in (made, spec))
-    differences = [
+    return {name: made[name] for name in sections}
+
+
+def _differences(spec: Spec, made: dict[str, Any]) -> list[str]:
+    """Where the spec is not what a teacher was made for, but for the kernel: all give the same numbers."""
+    left, right = flat(made), flat({name: spec[name] for name in made})
+    return [
         f"{key} is {right.get(key)}, the teacher's {left.get(key)}"
         for key in dict.fromkeys([*left, *right])
         if left.get(key) != right.get(key) and not key.startswith("causal.kernel")
     ]
-    if differences:
-        raise UserError(
-            f"the shipped '{kind}' teacher was trained for another spec: {'; '.join(differences)}. Change the spec "
-            "back, or train one with teacher_training.weights=train"
-        )
 
 
 def teacher_files(spec: Spec) -> tuple[Path, ...]:

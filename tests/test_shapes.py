@@ -157,6 +157,21 @@ def test_rendering_is_shape_over_ground():
             assert torch.allclose(pixels[:, y, x], level)
 
 
+def test_speeds_of_a_dataset_are_its_own_and_change_nothing_else():
+    slow, fast = (shapes.Shapes(12, speed=speed).states(range(64)) for speed in (shapes.SPEED, [1.5, 2.5]))
+    assert torch.allclose(fast.speed, 2 * slow.speed) and not same(slow, fast)
+    assert same(replace(fast, speed=slow.speed), slow)
+    edits = shapes.Shapes(12, speed=[1.5, 2.5]).edits(range(8), [6], "test")
+    state, after, _ = shapes.sample_edits(0, range(8), [6], "test", (1.5, 2.5))
+    assert torch.equal(edits.target[:, -1], shapes.render(after, 12)[:, -1]) and state.speed.min() >= 1.5
+
+
+@pytest.mark.parametrize("speed", [[], [1.0], [1.0, 1.0], [2.0, 1.0], [0.0, 1.0], [1.0, 16.0], [1.0, 2.0, 3.0]])
+def test_speeds_that_are_no_range_are_refused(speed):
+    with pytest.raises(ValueError, match=r"speed is \(lowest, highest\)"):
+        shapes.Shapes(speed=speed)
+
+
 def test_dataset():
     dataset = shapes.Shapes(frames=3, seed=4)
     pixels, captions = dataset.batch([5, 9], "test")

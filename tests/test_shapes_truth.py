@@ -13,8 +13,11 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from causvid import build, spec
 from causvid.data import shapes
 from causvid.eval.shapes_truth import ShapesTruth, fit
+from causvid.stages.evaluate import judges_of
+from causvid.validate import Bound
 
 FRAMES = 23
 STATE = shapes.sample_states(0, range(48), "metrics")
@@ -305,6 +308,21 @@ def test_gap_is_the_wasserstein_distance_in_units_of_the_range():
     assert METRIC.over_set(shifted)["size_gap"] == pytest.approx(0.25)
     halved = {**perfect, "speed": spread(shapes.SPEED, 0.25 + even / 2)}  # quantiles move by |q - .5| / 2
     assert METRIC.over_set(halved)["speed_gap"] == pytest.approx(0.125, abs=1e-3)
+
+
+def test_a_faster_world_is_judged_by_its_own_speeds():
+    """Half of the slowest is still; the law of speeds is the world's. Both come from the dataset, through the stage."""
+    world = build.World(spec.load("tiny/causvid", ["world.dataset.speed=[1.5, 2.5]"]))
+    own, other = (
+        judges_of([Bound("metric", {"name": "shapes_truth", "speed": None})], world, *world.pixels([0]))[0],
+        METRIC,
+    )
+    state = shapes.sample_states(0, range(192), "metrics", (1.5, 2.5))
+    crawling = replace(state, speed=torch.full((192,), 0.6))
+    for metric, share in ((own, 0), (other, 1)):
+        assert metric(shapes.render(crawling, 12), crawling.captions)["direction"].float().mean() == share
+    scores = own(shapes.render(state, 12), state.captions)
+    assert scores["ok"].all() and own.over_set(scores)["speed_gap"] < 0.05 < 1 < other.over_set(scores)["speed_gap"]
 
 
 def test_the_interior_of_shapes_by_a_dark_middle():

@@ -20,7 +20,6 @@ from causvid.registry import register
 
 MIN_OVERLAP = 0.7  # soft IoU of coverage and template; rendered data has at least .9
 FAINT = 0.2  # coverage up to this counts as none
-MIN_SPEED = 0.375  # pixels per frame: half of the slowest real motion
 UNSEEN = shapes.SIZE / 2  # px; the trajectory of what is not there, as far off as the torus allows: the worst, not best
 MAX_FIDELITY = 50.0  # dB; a video equal to its fitted rendering is reported as this
 
@@ -193,7 +192,14 @@ class ShapesTruth:
     Over the set (mode loss; 0 is best): ``size_gap``, ``speed_gap``, ``ground_gap`` and ``start_gap``, the distance
     from their true laws; ``texture_gap``, how alike the textures of two videos are; ``caption_gap``, how far the spread
     among videos of one caption is from the true one.
+
+    Args:
+        speed: slowest and fastest motion, pixels per frame, of which half of the slowest counts as motion; by default
+            the world's.
     """
+
+    def __init__(self, speed: Sequence[float] | None = None) -> None:
+        self.speed = shapes.speeds(speed or shapes.SPEED)
 
     def __call__(self, videos: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
         """Per-video scores, each ``b``."""
@@ -201,7 +207,7 @@ class ShapesTruth:
         wanted = torch.tensor([shapes.parse(prompt) for prompt in prompts])
         colour = (fitted.state.colour == wanted[:, 0]) & (fitted.overlap > 0)  # where nothing is seen, no colour is
         shape = (fitted.state.shape == wanted[:, 1]) & (fitted.overlap >= MIN_OVERLAP)
-        direction = (fitted.state.direction == wanted[:, 2]) & (fitted.state.speed >= MIN_SPEED)
+        direction = (fitted.state.direction == wanted[:, 2]) & (fitted.state.speed >= self.speed[0] / 2)
         scores = {
             "colour": colour, "shape": shape, "direction": direction, "ok": colour & shape & direction,
             "fidelity": fidelity(videos, fitted), "contrast": fitted.contrast, "overlap": fitted.overlap,
@@ -219,13 +225,13 @@ class ShapesTruth:
         gaps = {
             "texture_gap": _texture_gap(scores["textures"].flatten(1)),
             "size_gap": _uniform_gap(scores["size"], *shapes.RADIUS),
-            "speed_gap": _uniform_gap(scores["speed"], *shapes.SPEED),
+            "speed_gap": _uniform_gap(scores["speed"], *self.speed),
             "ground_gap": _uniform_gap(scores["ground"], *shapes.GROUND),
             "start_gap": start.mean(),
         }
         groups = (scores["captions"][:, None] == scores["captions"][None]).all(-1)
         if groups.sum() > len(groups):  # a caption comes twice
-            laws = {"size": shapes.RADIUS, "speed": shapes.SPEED, "ground": shapes.GROUND}
+            laws = {"size": shapes.RADIUS, "speed": self.speed, "ground": shapes.GROUND}
             laws |= {"start_x": shapes.START, "start_y": shapes.START}
             spreads = [_spread(scores[name], groups) / ((high - low) / 3) for name, (low, high) in laws.items()]
             gaps["caption_gap"] = (torch.stack(spreads).mean() - 1).abs()

@@ -64,7 +64,7 @@ class Evaluate:
         spec = context.spec
         world = build.World(spec)
         pixels, captions = world.pixels(range(spec["evaluation.samples"]), SPLIT)
-        metrics = judges_of(metrics_of(spec), pixels, captions)
+        metrics = judges_of(metrics_of(spec), world, pixels, captions)
         arms: dict[str, Tensor] = {"real": pixels, **read_arms(context)}
         numbers: dict[str, float] = {}
         scores: dict[str, dict[str, list[float]]] = {}
@@ -102,9 +102,9 @@ class Evaluate:
         tracking.log(context, numbers, captions, scores, judged)
 
 
-def judges_of(metrics: Sequence[Any], pixels: Tensor, captions: Sequence[str]) -> list[Any]:
-    """Metrics from their options, told of the real videos of the captions where they ask for them."""
-    made = [build.construct(metric) for metric in metrics]
+def judges_of(metrics: Sequence[Any], world: build.World, pixels: Tensor, captions: Sequence[str]) -> list[Any]:
+    """Metrics from their options, told of the world's speeds and the captions' real videos where they ask for them."""
+    made = [build.construct(metric, speed=getattr(world.dataset, "speed", None)) for metric in metrics]
     return [m.knowing(pixels, captions) if hasattr(m, "knowing") else m for m in made]
 
 

@@ -62,7 +62,7 @@ class HeldOut:
     def _truth(self) -> tuple[list, list[str]]:
         """(judges, captions)."""
         pixels, captions = self._world.pixels(self.samples, SPLIT)
-        return judges_of(self.spec["evaluation.metrics"], pixels, captions), captions
+        return judges_of(self.spec["evaluation.metrics"], self._world, pixels, captions), captions
 
     def _judged(self, whole: Mapping[str, Tensor]) -> dict[str, float]:
         spec, world = self.spec, self._world
