@@ -35,7 +35,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("frames", "block_frames", "first_block_frames", "window_frames"), SIZE),
     **dict.fromkeys(("t_min", "t_max", "t_floor", "context_t", "anchor", "drop_text", "momentum"), SHARE),
     **dict.fromkeys(("shift", "theta", "time_scale"), POSITIVE),
-    **dict.fromkeys(("eps", "r1", "lr", "rest_lr", "weight_decay", "sink_frames"), NOT_NEGATIVE),
+    **dict.fromkeys(("eps", "r1", "lr", "rest_lr", "weight_decay", "sink_frames", "huber"), NOT_NEGATIVE),
     **dict.fromkeys(("betas", "rest_betas"), bounds(0, 1, count=2)),
     "patch": bounds(1, 65536, count=2),
     "steps": bounds(0, MOST_STEPS),  # a count from 1, or times from 0: the grid tells which

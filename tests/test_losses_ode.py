@@ -77,6 +77,20 @@ def test_value_is_the_mean_square_over_counted_frames():
     assert value == pytest.approx(sum(squares) / 3, rel=1e-12)
 
 
+@pytest.mark.parametrize("c", [0.01, 0.3, 10.0])
+def test_pseudo_huber_of_each_frame(c):
+    """sqrt(d^2 + c^2) - c: d - c far out, d^2 / 2c near by."""
+    student, trajectory = Jump(0.1, 0.8), pairs()
+    value = loss_of(student, [[0, 1], [1, 2]], trajectory, huber=c).value.item()
+    distances = []
+    for row, frame, state in ((0, 0, 0), (0, 1, 0), (0, 2, 1), (1, 0, 1), (1, 1, 1), (1, 2, 2)):
+        at, deviation = law(float(TIMES[state]), 0.1, 0.8)
+        guess = 0.1 + 0.8 * (trajectory.states[state] - at) / deviation
+        square = (guess - trajectory.last)[row, frame].pow(2).mean().item()
+        distances.append((square + c**2) ** 0.5 - c)
+    assert value == pytest.approx(sum(distances) / 6, rel=1e-9)
+
+
 def test_passed_through_blocks_send_no_gradient():
     output = normal(2, 3, 1, 2, 2, seed=5).requires_grad_()
     loss_of(lambda x, t, text, context: DenoiserOutput(x, t, output, "x0"), [[0, 3], [3, 2]]).value.backward()

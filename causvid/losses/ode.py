@@ -22,16 +22,21 @@ class OdeRegression:
         include_clean: whether t = 0 is among the drawn times, as in the release.
         context: ``noisy``: earlier blocks stand at their own drawn times, as in the release; ``clean``: at the
             trajectory's end (Causal-Forcing), so that training sees what inference sees.
+        huber: c of the pseudo-Huber distance sqrt(d^2 + c^2) - c of a frame, where d^2 is its mean squared error (Song
+            and Dhariwal, arXiv 2310.14189); 0 is d^2 itself, as in the paper. A first block at t = 1 can't know its
+            target: squared, its error drowns those of blocks whose context tells them theirs.
     """
 
     players = ("student",)
     needs = ("trajectory",)
 
-    def __init__(self, include_clean: bool = True, context: Literal["noisy", "clean"] = "noisy") -> None:
-        self.include_clean, self.context = include_clean, context
+    def __init__(
+        self, include_clean: bool = True, context: Literal["noisy", "clean"] = "noisy", huber: float = 0.0
+    ) -> None:
+        self.include_clean, self.context, self.huber = include_clean, context, huber
 
     def __call__(self, player: str, scene: Scene) -> LossOutput:
-        """Mean squared error over the frames that count."""
+        """Mean distance over the frames that count."""
         if scene.trajectory is None:
             raise UserError("ODE regression needs trajectories: it is a loss for ode_init, not for distillation")
         times, states = scene.trajectory.times, scene.trajectory.states
@@ -46,6 +51,8 @@ class OdeRegression:
         context = target if self.context == "clean" else None
         output = scene.nets["student"](x_t, t, scene.text, context=context)
         error = (output.x0 - target).pow(2).mean((2, 3, 4))
+        if self.huber:
+            error = (error + self.huber**2).sqrt() - self.huber
         return LossOutput(ranks.weighted_mean(error, (t > 0).to(error.dtype)))
 
 
