@@ -2,7 +2,8 @@
 
     python benchmarks/streaming.py switch image video long speed wan --run RUN --prompts 128 --out streaming.json
 
-Without ``--run`` it streams the causal teacher that ships, in few steps. Each part prints its numbers as one JSON line.
+Without ``--run`` it streams the causal teacher that ships, in few steps. ``--spec`` says of which world truth and the
+many-step teacher are. Each part prints its numbers as one JSON line.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ from causvid.data.video import to_bytes
 from causvid.eval import shapes_truth
 from causvid.models.wan import Size
 from causvid.randomness import Draw
+from causvid.spec import Spec
 from causvid.streaming.engine import Engine
 from causvid.streaming.session import Session
 from causvid.wan_generation import Request, Studio
 
-FRAMES = 23
 SCORES = ("ok", "colour", "shape", "direction", "contrast")
 
 
@@ -45,6 +46,12 @@ def share(values: torch.Tensor) -> float:
 def agreement(before: shapes_truth.Fit, after: shapes_truth.Fit) -> torch.Tensor:
     """Share of texture cells that two videos have in common, ``b``; a half is chance."""
     return (before.state.texture == after.state.texture).float().mean((1, 2))
+
+
+def frames_of_block(engine: Engine) -> int:
+    """Pixel frames of a block in mid-stream."""
+    (_, first), (_, second), *_ = engine.mask.blocks(engine.frames)
+    return engine.codec.pixel_frames(second) - engine.codec.pixel_frames(first)
 
 
 def centres(videos: torch.Tensor) -> torch.Tensor:
@@ -68,19 +75,19 @@ def changed(states: shapes.State, what: str) -> shapes.State:
                         states.texture)  # fmt: skip
 
 
-def matches(fitted: shapes_truth.Fit, states: shapes.State) -> dict[str, torch.Tensor]:
+def matches(fitted: shapes_truth.Fit, states: shapes.State, dataset: shapes.Shapes) -> dict[str, torch.Tensor]:
     state = fitted.state
     return {
         "colour": (state.colour == states.colour) & (fitted.overlap > 0),
         "shape": (state.shape == states.shape) & (fitted.overlap >= shapes_truth.MIN_OVERLAP),
-        "direction": (state.direction == states.direction) & (state.speed >= shapes.SPEED[0] / 2),
+        "direction": (state.direction == states.direction) & (state.speed >= dataset.speed[0] / 2),
     }
 
 
-def switch(engine: Engine, states: shapes.State, cache: str) -> dict:
+def switch(engine: Engine, states: shapes.State, dataset: shapes.Shapes, cache: str) -> dict:
     """A prompt is changed after a training length; two blocks later a training length is judged."""
     out: dict = {}
-    blocks = -(-engine.frames // 3)
+    blocks, size = len(engine.mask.blocks(engine.frames)), frames_of_block(engine)
     for policy in ("keep", "recache", "cut"):
         for what in ("colour", "direction"):
             new = changed(states, what)
@@ -88,11 +95,10 @@ def switch(engine: Engine, states: shapes.State, cache: str) -> dict:
             before = shapes_truth.fit(stream(session, blocks))
             session.prompt(new.captions, policy)
             after = stream(session, blocks + 2)
-            size = 6
             rows = {}
             for name, frames in {"at_once": after[:, : 2 * size], "two_blocks_later": after[:, 2 * size :]}.items():
                 fitted = shapes_truth.fit(frames)
-                found = matches(fitted, new)
+                found = matches(fitted, new, dataset)
                 kept = found["shape"] & found["colour" if what == "direction" else "direction"]
                 same = agreement(before, fitted)
                 rows[name] = {
@@ -107,22 +113,23 @@ def switch(engine: Engine, states: shapes.State, cache: str) -> dict:
     stream(session, blocks)
     stream(session, 2)
     fitted = shapes_truth.fit(stream(session, blocks))
-    out["no_switch"] = {name: share(value) for name, value in matches(fitted, states).items()}
+    out["no_switch"] = {name: share(value) for name, value in matches(fitted, states, dataset).items()}
     return out
 
 
-def image(engine: Engine, states: shapes.State, cache: str) -> dict:
+def image(engine: Engine, states: shapes.State, dataset: shapes.Shapes, cache: str) -> dict:
     """A rendered frame starts a stream of a training length, in each way."""
-    out = {}
+    out, frames = {}, dataset.frames
+    given = engine.codec.pixel_frames(engine.mask.blocks(engine.frames)[0][1])
     picture = to_bytes(shapes.render(states, 1)[:, 0])
-    first = shapes_truth.fit(shapes.render(states, FRAMES))
+    first = shapes_truth.fit(shapes.render(states, frames))
     for how in ("still", "first", "alone"):
         session = Session(engine, states.captions, cache=cache)
         session.image(picture, how)
-        video = stream(session, 5)[:, :FRAMES]
-        later = video[:, 5:] if how == "still" else video
+        video = stream(session, len(engine.mask.blocks(engine.frames)) + 1)[:, :frames]
+        later = video[:, given:] if how == "still" else video
         fitted = shapes_truth.fit(later)
-        found = matches(fitted, states)
+        found = matches(fitted, states, dataset)
         start = apart(centres(video[:, :1]), centres(shapes.render(states, 1)))
         out[how] = {
             **{name: share(value) for name, value in found.items()},
@@ -136,18 +143,18 @@ def image(engine: Engine, states: shapes.State, cache: str) -> dict:
     return out
 
 
-def video(engine: Engine, states: shapes.State, cache: str, strengths: list[float]) -> dict:
+def video(engine: Engine, states: shapes.State, dataset: shapes.Shapes, cache: str, strengths: list[float]) -> dict:
     """Rendered videos in another colour are restyled: colour of the prompt, motion of the input."""
-    out = {}
-    source = shapes.render(states, FRAMES)
+    out, frames = {}, dataset.frames
+    source = shapes.render(states, frames)
     wanted = changed(states, "colour")
-    answer = shapes.render(wanted, FRAMES)
+    answer = shapes.render(wanted, frames)
     for strength in strengths:
         session = Session(engine, wanted.captions, cache=cache)
         session.video(to_bytes(source), strength)
-        made = stream(session, -(-engine.frames // 3))[:, :FRAMES]
+        made = stream(session, len(engine.mask.blocks(engine.frames)))[:, :frames]
         fitted = shapes_truth.fit(made)
-        found = matches(fitted, wanted)
+        found = matches(fitted, wanted, dataset)
         distance = apart(centres(made), centres(source))
         follows = (distance <= 2) & found["direction"]
         out[f"{strength:g}"] = {
@@ -164,13 +171,13 @@ def video(engine: Engine, states: shapes.State, cache: str, strengths: list[floa
     return out
 
 
-def long(engine: Engine, states: shapes.State, cache: str, factor: int) -> dict:
+def long(engine: Engine, states: shapes.State, dataset: shapes.Shapes, cache: str, factor: int) -> dict:
     """Many times the training length: a training length judged at 21 places, memory and time per block on the way."""
     session = Session(engine, states.captions, cache=cache)
-    length = -(-engine.frames // 3)
+    length = len(engine.mask.blocks(engine.frames))
     blocks = len(session.moment.cache.rule.blocks(engine.frames * factor))
     begins = sorted({round(i * (blocks - length) / 20) for i in range(21)})
-    judge, places = shapes_truth.ShapesTruth(), {}
+    judge, places = shapes_truth.ShapesTruth(dataset.speed), {}
     open_parts: dict[int, list[torch.Tensor]] = {}
     rows, process = [], psutil.Process()
     for block in range(blocks):
@@ -224,10 +231,8 @@ def raced(engine: Engine, prompts: list[str], teacher: Callable[[str], object], 
     }  # fmt: skip
 
 
-def speed(engine: Engine) -> dict:
-    """The tiny world's stream against its teacher in 50 steps."""
-    spec = experiment.single("tiny/causvid", [])
-    world = build.World(spec)
+def speed(engine: Engine, spec: Spec, world: build.World) -> dict:
+    """A tiny world's stream against its teacher in 50 steps."""
     network = build.load_network(spec, world, build.teacher_rule(spec), build.shipped_teacher(spec))
     sampler, draw = build.teacher_sampler(spec), Draw(0, "timing", 0, [0])
 
@@ -235,7 +240,8 @@ def speed(engine: Engine) -> dict:
         text, free = world.text_encoder.encode([prompt]), world.unconditional(1)
         world.codec.decode(sampler(network, draw.normal("noise", *world.latent_shape), text, free).last)
 
-    return raced(engine, [f"a red circle moves {way}" for way in (*shapes.DIRECTIONS, "left", "up")], teacher, FRAMES)
+    prompts = [f"a red circle moves {way}" for way in (*shapes.DIRECTIONS, "left", "up")]
+    return raced(engine, prompts, teacher, world.dataset.frames)
 
 
 WAN = """
@@ -277,7 +283,8 @@ def main() -> None:
     """Measure the named parts and write them as one JSON file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", nargs="+", choices=["switch", "image", "video", "long", "speed", "wan"])
-    parser.add_argument("--student", type=Path, help="weights of a student of tiny/causvid, wherever they lie")
+    parser.add_argument("--student", type=Path, help="weights of a student of the spec, wherever they lie")
+    parser.add_argument("--spec", default="tiny/causvid", help="whose world it is")
     parser.add_argument("--run", help="a run's spec or folder; default the causal teacher that ships")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--steps", type=int, default=None)
@@ -287,18 +294,23 @@ def main() -> None:
     parser.add_argument("--strengths", type=float, nargs="+", default=[0.4, 0.5, 0.6, 0.7, 0.8, 0.9])
     parser.add_argument("--out", type=Path)
     told = parser.parse_args()
+    spec = experiment.single(told.spec, [])
+    world = build.World(spec)
     if told.student:
-        engine = generation.engine_with(experiment.single("tiny/causvid", []), told.student)
+        engine = generation.engine_with(spec, told.student)
     else:
         engine = generation.engine_of(told.run, told.runs) if told.run else generation.shipped_engine()
     engine = engine.with_steps(told.steps)
-    states = shapes.Shapes(FRAMES).states(range(told.prompts), "test")
+    dataset = world.dataset
+    states = dataset.states(range(told.prompts), "test")
     out = {"prompts": told.prompts, "cache": told.cache, "times": list(engine.times), "run": told.run or "shipped"}
     for part in told.parts:
         made = {
-            "switch": lambda: switch(engine, states, told.cache), "image": lambda: image(engine, states, told.cache),
-            "video": lambda: video(engine, states, told.cache, told.strengths),
-            "long": lambda: long(engine, states, told.cache, told.factor), "speed": lambda: speed(engine),
+            "switch": lambda: switch(engine, states, dataset, told.cache),
+            "image": lambda: image(engine, states, dataset, told.cache),
+            "video": lambda: video(engine, states, dataset, told.cache, told.strengths),
+            "long": lambda: long(engine, states, dataset, told.cache, told.factor),
+            "speed": lambda: speed(engine, spec, world),
             "wan": wan_speed,
         }[part]()  # fmt: skip
         out[part] = made

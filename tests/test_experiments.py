@@ -24,9 +24,12 @@ def test_a_shipped_spec_says_what_it_is_for_and_fits(name):
 
 
 @pytest.mark.parametrize("kind", ["bidirectional", "causal"])
-def test_a_shipped_teacher_fits_its_world_and_is_finite_and_small(kind):
-    arm = spec.load("tiny/causvid", [f"teacher={kind}"])
+@pytest.mark.parametrize(("name", "folder"), [("tiny/causvid", "shapes"), ("tiny/fine", "shapes_fine")])
+def test_a_shipped_teacher_fits_its_world_and_is_finite_and_small(name, folder, kind):
+    """Of several worlds of one dataset each has the teacher whose record agrees with it."""
+    arm = spec.load(name, [f"teacher={kind}"])
     path = build.shipped_teacher(arm)
+    assert path.parent.name == folder
     assert path.stat().st_size <= 8_000_000
     build.load_network(arm, build.World(arm), build.teacher_rule(arm), path)
     assert all(torch.isfinite(value).all() for value in weights.read_tensors(path)[0].values())
@@ -46,6 +49,18 @@ def test_shipped_weights_are_refused_by_a_spec_that_they_were_not_trained_for(ov
     """Though every shape fits."""
     with pytest.raises(UserError, match=words):
         checks.check(spec.load("tiny/causvid", overrides))
+
+
+def test_a_spec_that_no_shipped_teacher_fits_is_told_what_parts_it_from_the_nearest():
+    with pytest.raises(UserError) as error:
+        checks.check(spec.load("tiny/fine", ["model.heads=8", "world.dataset.speed=[1, 2]"]))
+    assert "world.dataset.speed is [1.0, 2.0], the teacher's [1.5, 2.5]; model.heads is 8, the teacher's 4." in str(
+        error.value
+    )
+    with pytest.raises(
+        UserError, match=r"no trained 'bidirectional' teacher ships for world 'store' \(looked at .*shapes"
+    ):
+        build.shipped_teacher(spec.load("tiny/clips"))
 
 
 @pytest.mark.parametrize("override", ["causal.mask.block_frames=2", "causal.kernel=sdpa", "seed=3"])
