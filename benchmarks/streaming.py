@@ -177,7 +177,7 @@ def long(engine: Engine, states: shapes.State, dataset: shapes.Shapes, cache: st
     length = len(engine.mask.blocks(engine.frames))
     blocks = len(session.moment.cache.rule.blocks(engine.frames * factor))
     begins = sorted({round(i * (blocks - length) / 20) for i in range(21)})
-    judge, places = shapes_truth.ShapesTruth(dataset.speed), {}
+    judge, places = shapes_truth.ShapesTruth(dataset.speed, dataset.radius), {}
     open_parts: dict[int, list[torch.Tensor]] = {}
     rows, process = [], psutil.Process()
     for block in range(blocks):

@@ -157,19 +157,22 @@ def test_rendering_is_shape_over_ground():
             assert torch.allclose(pixels[:, y, x], level)
 
 
-def test_speeds_of_a_dataset_are_its_own_and_change_nothing_else():
-    slow, fast = (shapes.Shapes(12, speed=speed).states(range(64)) for speed in (shapes.SPEED, [1.5, 2.5]))
-    assert torch.allclose(fast.speed, 2 * slow.speed) and not same(slow, fast)
-    assert same(replace(fast, speed=slow.speed), slow)
-    edits = shapes.Shapes(12, speed=[1.5, 2.5]).edits(range(8), [6], "test")
-    state, after, _ = shapes.sample_edits(0, range(8), [6], "test", (1.5, 2.5))
-    assert torch.equal(edits.target[:, -1], shapes.render(after, 12)[:, -1]) and state.speed.min() >= 1.5
+def test_speeds_and_sizes_of_a_dataset_are_its_own_and_change_nothing_else():
+    own = shapes.Shapes(12, speed=[1.5, 2.5], radius=[6, 8])
+    usual, other = shapes.Shapes(12).states(range(64)), own.states(range(64))
+    assert torch.allclose(other.speed, 2 * usual.speed) and torch.allclose(other.radius, usual.radius + 1)
+    assert same(replace(other, speed=usual.speed, radius=usual.radius), usual)
+    edits = own.edits(range(8), [6], "test")
+    state, after, _ = shapes.sample_edits(0, range(8), [6], "test", (1.5, 2.5), (6.0, 8.0))
+    assert torch.equal(edits.target[:, -1], shapes.render(after, 12)[:, -1])
+    assert state.speed.min() >= 1.5 and state.radius.min() >= 6
 
 
-@pytest.mark.parametrize("speed", [[], [1.0], [1.0, 1.0], [2.0, 1.0], [0.0, 1.0], [1.0, 16.0], [1.0, 2.0, 3.0]])
-def test_speeds_that_are_no_range_are_refused(speed):
-    with pytest.raises(ValueError, match=r"speed is \(lowest, highest\)"):
-        shapes.Shapes(speed=speed)
+@pytest.mark.parametrize("name", ["speed", "radius"])
+@pytest.mark.parametrize("bounds", [[], [1.0], [1.0, 1.0], [2.0, 1.0], [0.0, 1.0], [1.0, 16.0], [1.0, 2.0, 3.0]])
+def test_speeds_and_sizes_that_are_no_range_are_refused(name, bounds):
+    with pytest.raises(ValueError, match=rf"{name} is \(lowest, highest\)"):
+        shapes.Shapes(**{name: bounds})
 
 
 def test_dataset():

@@ -310,19 +310,19 @@ def test_gap_is_the_wasserstein_distance_in_units_of_the_range():
     assert METRIC.over_set(halved)["speed_gap"] == pytest.approx(0.125, abs=1e-3)
 
 
-def test_a_faster_world_is_judged_by_its_own_speeds():
-    """Half of the slowest is still; the law of speeds is the world's. Both come from the dataset, through the stage."""
-    world = build.World(spec.load("tiny/causvid", ["world.dataset.speed=[1.5, 2.5]"]))
-    own, other = (
-        judges_of([Bound("metric", {"name": "shapes_truth", "speed": None})], world, *world.pixels([0]))[0],
-        METRIC,
-    )
-    state = shapes.sample_states(0, range(192), "metrics", (1.5, 2.5))
+def test_a_world_is_judged_by_its_own_speeds_and_sizes():
+    """Half of the slowest is still; laws of speed and size are the world's; the stage takes them from the dataset."""
+    world = build.World(spec.load("tiny/causvid", ["world.dataset.speed=[1.5, 2.5]", "world.dataset.radius=[6, 8]"]))
+    metric = Bound("metric", {"name": "shapes_truth", "speed": None, "radius": None})
+    own, other = judges_of([metric], world, *world.pixels([0]))[0], METRIC
+    state = shapes.sample_states(0, range(192), "metrics", (1.5, 2.5), (6.0, 8.0))
     crawling = replace(state, speed=torch.full((192,), 0.6))
     for metric, share in ((own, 0), (other, 1)):
         assert metric(shapes.render(crawling, 12), crawling.captions)["direction"].float().mean() == share
     scores = own(shapes.render(state, 12), state.captions)
-    assert scores["ok"].all() and own.over_set(scores)["speed_gap"] < 0.05 < 1 < other.over_set(scores)["speed_gap"]
+    assert scores["ok"].all()
+    for name, apart in {"speed_gap": 1.9, "size_gap": 0.45}.items():  # in units of the range
+        assert own.over_set(scores)[name] < 0.05 and other.over_set(scores)[name] > apart
 
 
 def test_the_interior_of_shapes_by_a_dark_middle():

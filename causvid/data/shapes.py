@@ -34,8 +34,9 @@ WORDS = ("a", *COLOURS, *SHAPES, "moves", *DIRECTIONS)
 
 SIZE = 32  # pixels along each side of the torus
 CELL = 4  # pixels along each side of a texture cell
-RADIUS = (5.0, 7.0)  # pixels; the radius of the circle of equal area
+RADIUS = (5.0, 7.0)  # pixels; the radius of the circle of equal area, where a spec says no other
 SPEED = (0.75, 1.25)  # pixels per frame, where a spec says no other
+MOST_SPEED, MOST_RADIUS = SIZE / 2, 12.0  # above: directions turn round; a triangle meets itself
 START = (12.0, 20.0)  # pixels; the centre starts near the middle, as a cameraman would have it (decision 14)
 GROUND = (-0.5, -0.1)  # grey level in [-1, 1]
 TEXTURE = 0.1  # a cell is this much above or below the ground's level
@@ -103,8 +104,11 @@ def _table(rows: Sequence[Sequence[float]]) -> Tensor:
     return torch.tensor(rows, dtype=torch.float32)
 
 
-def sample_states(seed: int, indices: Sequence[int], split: str = "train", speed: tuple[float, float] = SPEED) -> State:
-    """States of the given sample indices: a function of (seed, split, index) and the range of speeds alone."""
+def sample_states(
+    seed: int, indices: Sequence[int], split: str = "train",
+    speed: tuple[float, float] = SPEED, radius: tuple[float, float] = RADIUS,
+) -> State:  # fmt: skip
+    """States of the given sample indices: a function of (seed, split, index) and the two ranges alone."""
     rows: list[tuple] = []
     for index in indices:
         g = torch.Generator().manual_seed(key("shapes", seed, split, index))
@@ -119,20 +123,20 @@ def sample_states(seed: int, indices: Sequence[int], split: str = "train", speed
         return bounds[0] + (bounds[1] - bounds[0]) * uniform[:, columns]
 
     return State(
-        colour, shape, direction, between(RADIUS, 0), between(speed, 1), between(START, slice(2, 4)),
+        colour, shape, direction, between(radius, 0), between(speed, 1), between(START, slice(2, 4)),
         between(GROUND, 4), torch.stack([row[4] for row in rows]),
     )  # fmt: skip
 
 
-def speeds(bounds: Sequence[float]) -> tuple[float, float]:
-    """The bounds as a pair.
+def limits(name: str, bounds: Sequence[float], most: float) -> tuple[float, float]:
+    """The bounds of a free quantity as a pair.
 
     Raises:
-        ValueError: other than (lowest, highest), above 0 and below half of the torus, where directions turn round.
+        ValueError: other than (lowest, highest), above 0 and below ``most``.
     """
     low, high = bounds if len(bounds) == 2 else (0.0, 0.0)
-    if not 0 < low < high < SIZE / 2:
-        raise ValueError(f"speed is (lowest, highest) within 0 and {SIZE // 2} px per frame, got {list(bounds)}")
+    if not 0 < low < high < most:
+        raise ValueError(f"{name} is (lowest, highest) between 0 and {most:g} px, got {list(bounds)}")
     return float(low), float(high)
 
 
@@ -200,14 +204,15 @@ def turned(state: State, start: Tensor, colour: Tensor, shape: Tensor, direction
 
 
 def sample_edits(
-    seed: int, indices: Sequence[int], starts: Sequence[int], split: str, speed: tuple[float, float] = SPEED
-) -> tuple[State, State, Tensor]:
+    seed: int, indices: Sequence[int], starts: Sequence[int], split: str,
+    speed: tuple[float, float] = SPEED, radius: tuple[float, float] = RADIUS,
+) -> tuple[State, State, Tensor]:  # fmt: skip
     """(states, the same changed, first frame of the change ``b``): a function of what is given alone.
 
     Half of them change at one of the frames ``starts``: colour, shape, direction or several of these. The others are
     restyled, from frame 0: in colour, shape or both, and move as they did.
     """
-    state = sample_states(seed, indices, f"{split}/edits", speed)
+    state = sample_states(seed, indices, f"{split}/edits", speed, radius)
     rows: list[list[int]] = []
     for index in indices:
         g = torch.Generator().manual_seed(key("edits", seed, split, index))
@@ -232,12 +237,16 @@ class Shapes:
         frames: pixel frames of a video.
         seed: seed of the world.
         speed: the slowest and the fastest motion, pixels per frame.
+        radius: the smallest and the largest shape: radius of the circle of equal area, pixels.
     """
 
     vocabulary = WORDS
 
-    def __init__(self, frames: int = 12, seed: int = 0, speed: Sequence[float] = SPEED) -> None:
-        self.frames, self.seed, self.speed = frames, seed, speeds(speed)
+    def __init__(
+        self, frames: int = 12, seed: int = 0, speed: Sequence[float] = SPEED, radius: Sequence[float] = RADIUS
+    ) -> None:
+        self.frames, self.seed = frames, seed
+        self.speed, self.radius = limits("speed", speed, MOST_SPEED), limits("radius", radius, MOST_RADIUS)
 
     @property
     def pixel_shape(self) -> tuple[int, int, int, int]:
@@ -245,7 +254,7 @@ class Shapes:
         return self.frames, 3, SIZE, SIZE
 
     def states(self, indices: Sequence[int], split: str = "train") -> State:
-        return sample_states(self.seed, indices, split, self.speed)
+        return sample_states(self.seed, indices, split, self.speed, self.radius)
 
     def batch(self, indices: Sequence[int], split: str = "train") -> tuple[Tensor, list[str]]:
         """Pixels ``b f 3 h w`` and captions of the given sample indices."""
@@ -254,7 +263,7 @@ class Shapes:
 
     def edits(self, indices: Sequence[int], starts: Sequence[int], split: str = "train") -> EditedClips:
         """Videos that change at one of the frames ``starts``, and videos that are restyled."""
-        before, after, start = sample_edits(self.seed, indices, starts, split, self.speed)
+        before, after, start = sample_edits(self.seed, indices, starts, split, self.speed, self.radius)
         was, changed = render(before, self.frames), render(after, self.frames)
         first, late = start[:, None, None, None, None], torch.arange(self.frames)[None, :, None, None, None]
         target = torch.where(late >= first, changed, was)

@@ -196,10 +196,12 @@ class ShapesTruth:
     Args:
         speed: slowest and fastest motion, pixels per frame, of which half of the slowest counts as motion; by default
             the world's.
+        radius: of the smallest and the largest shape, pixels; by default the world's.
     """
 
-    def __init__(self, speed: Sequence[float] | None = None) -> None:
-        self.speed = shapes.speeds(speed or shapes.SPEED)
+    def __init__(self, speed: Sequence[float] | None = None, radius: Sequence[float] | None = None) -> None:
+        self.speed = shapes.limits("speed", speed or shapes.SPEED, shapes.MOST_SPEED)
+        self.radius = shapes.limits("radius", radius or shapes.RADIUS, shapes.MOST_RADIUS)
 
     def __call__(self, videos: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
         """Per-video scores, each ``b``."""
@@ -224,14 +226,14 @@ class ShapesTruth:
         )
         gaps = {
             "texture_gap": _texture_gap(scores["textures"].flatten(1)),
-            "size_gap": _uniform_gap(scores["size"], *shapes.RADIUS),
+            "size_gap": _uniform_gap(scores["size"], *self.radius),
             "speed_gap": _uniform_gap(scores["speed"], *self.speed),
             "ground_gap": _uniform_gap(scores["ground"], *shapes.GROUND),
             "start_gap": start.mean(),
         }
         groups = (scores["captions"][:, None] == scores["captions"][None]).all(-1)
         if groups.sum() > len(groups):  # a caption comes twice
-            laws = {"size": shapes.RADIUS, "speed": self.speed, "ground": shapes.GROUND}
+            laws = {"size": self.radius, "speed": self.speed, "ground": shapes.GROUND}
             laws |= {"start_x": shapes.START, "start_y": shapes.START}
             spreads = [_spread(scores[name], groups) / ((high - low) / 3) for name, (low, high) in laws.items()]
             gaps["caption_gap"] = (torch.stack(spreads).mean() - 1).abs()

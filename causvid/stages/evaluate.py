@@ -103,8 +103,9 @@ class Evaluate:
 
 
 def judges_of(metrics: Sequence[Any], world: build.World, pixels: Tensor, captions: Sequence[str]) -> list[Any]:
-    """Metrics from their options, told of the world's speeds and the captions' real videos where they ask for them."""
-    made = [build.construct(metric, speed=getattr(world.dataset, "speed", None)) for metric in metrics]
+    """Metrics from their options, told of the world's ranges and the captions' real videos where they ask for them."""
+    ranges = {name: getattr(world.dataset, name, None) for name in ("speed", "radius")}
+    made = [build.construct(metric, **ranges) for metric in metrics]
     return [m.knowing(pixels, captions) if hasattr(m, "knowing") else m for m in made]
 
 
