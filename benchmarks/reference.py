@@ -46,25 +46,13 @@ MAIN = {
     "self_rollout, 2 steps": ("tiny/self_rollout", ["student.steps=2"], ONCE),
     "self_rollout, 1 step": ("tiny/self_rollout", ["student.steps=1"], ONCE),
 }
-MIXED = "student.input=" + json.dumps(spec.load("tiny/self_rollout")["student.input"])
-FINE = {
-    "fine": ("tiny/fine", [], SEEDS),
-    "fine, data and rollouts": ("tiny/fine", [MIXED], SEEDS),
-    "fine, 2 steps": ("tiny/fine", ["student.steps=2"], ONCE),
-    "fine, 1 step": ("tiny/fine", ["student.steps=1"], ONCE),
-    "fine, data and rollouts, 2 steps": ("tiny/fine", [MIXED, "student.steps=2"], ONCE),
-    "fine, data and rollouts, 1 step": ("tiny/fine", [MIXED, "student.steps=1"], ONCE),
-    "fine, noisy context": ("tiny/fine", ["student.input.context=noisy"], ONCE),
-    "fine, rollouts alone": ("tiny/fine", [ROLLOUTS], ONCE),
-}
-SETS = {"main": MAIN, "fine": FINE}
 TABLE = "ablations/teacher_x_init"
 
 
 def arms(which: str) -> list[tuple[str, int, Spec]]:
     """(arm, seed, spec) of everything to run, first seeds first, so that a part is useful.
 
-    ``main``: the default arms and those beside them; ``fine``: the same in the finer world; ``table``: the grid.
+    ``main``: the default arms and those beside them; ``table``: the grid.
     """
     if which == "table":
         return [
@@ -74,7 +62,7 @@ def arms(which: str) -> list[tuple[str, int, Spec]]:
     return [
         (name, seed, spec.load(base, [*changes, f"seed={seed}", "runtime.threads=1", *monitor(seed)]))
         for seed in SEEDS
-        for name, (base, changes, seeds) in SETS[which].items()
+        for name, (base, changes, seeds) in MAIN.items()
         if seed in seeds
     ]
 
@@ -160,7 +148,7 @@ def summary(by_seed: dict[int, dict[str, float]]) -> dict:
         values = [metrics[key] for metrics in by_seed.values() if key in metrics]
         return _interval(values) if values else None
 
-    reference = ("teacher", "untrained", "ode_init", "teacher_4", "teacher_8", "teacher_16", "teacher_32")
+    reference = ("teacher", "untrained", "ode_init", "teacher_4", "teacher_8", "teacher_16")
     shares = [metrics["student.ok"] / max(metrics["teacher.ok"], 1e-9) for metrics in by_seed.values()]
     return {
         "seeds": len(by_seed),
@@ -189,7 +177,7 @@ def _cell(value: list[float | None] | None) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", choices=("run", "write", "fresh"))
-    parser.add_argument("--which", choices=(*SETS, "table"), default="main")
+    parser.add_argument("--which", choices=("main", "table"), default="main")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--shard", default="0/1")
     parser.add_argument("--out", type=Path, default=spec.experiments_folder() / "reference")

@@ -158,14 +158,14 @@ def test_rendering_is_shape_over_ground():
 
 
 def test_speeds_and_sizes_of_a_dataset_are_its_own_and_change_nothing_else():
-    own = shapes.Shapes(12, speed=[1.5, 2.5], radius=[6, 8])
+    own = shapes.Shapes(12, speed=[3, 5], radius=[7, 9])
     usual, other = shapes.Shapes(12).states(range(64)), own.states(range(64))
     assert torch.allclose(other.speed, 2 * usual.speed) and torch.allclose(other.radius, usual.radius + 1)
     assert same(replace(other, speed=usual.speed, radius=usual.radius), usual)
     edits = own.edits(range(8), [6], "test")
-    state, after, _ = shapes.sample_edits(0, range(8), [6], "test", (1.5, 2.5), (6.0, 8.0))
+    state, after, _ = shapes.sample_edits(0, range(8), [6], "test", (3.0, 5.0), (7.0, 9.0))
     assert torch.equal(edits.target[:, -1], shapes.render(after, 12)[:, -1])
-    assert state.speed.min() >= 1.5 and state.radius.min() >= 6
+    assert state.speed.min() >= 3 and state.radius.min() >= 7
 
 
 @pytest.mark.parametrize("name", ["speed", "radius"])

@@ -6,14 +6,15 @@ from pathlib import Path
 
 TOY = """
 base: tiny/from_scratch
-model: {dim: 24, ffn_dim: 32, heads: 2, layers: 1}
-world: {dataset: {frames: 11}}
+model: {dim: 24, ffn_dim: 32, heads: 2, layers: 1, patch: [16, 16]}
+world: {dataset: {frames: 11}, codec: {name: time_fold, frames: 2}}
 teacher_training: {iterations: 4, batch: 2, optimizer: adamw, decay: constant}
 teacher_sampling: {steps: 6}
 ode_pairs: {count: 4, steps: 12, keep: [1, 2, 3, 4], batch: 2}
 student: {steps: 4}
-ode_init: {iterations: 4, batch: 2, optimizer: adamw, decay: constant}
-distill: {iterations: 3, batch: 2, critic_updates: 2, optimizer: adamw, critic_optimizer: adamw, decay: constant}
+ode_init: {iterations: 4, batch: 2, optimizer: adamw, decay: constant, loss: {context: noisy}}
+distill:
+  {iterations: 3, batch: 2, warmup: 0, critic_updates: 2, optimizer: adamw, critic_optimizer: adamw, decay: constant}
 evaluation: {samples: 3, teacher_steps: [2], rollout_samples: 2, rollout_factor: 10, batch: 2}
 runtime: {threads: 1, checkpoint_seconds: 0.0, monitor: null}
 """

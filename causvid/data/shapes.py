@@ -34,8 +34,8 @@ WORDS = ("a", *COLOURS, *SHAPES, "moves", *DIRECTIONS)
 
 SIZE = 32  # pixels along each side of the torus
 CELL = 4  # pixels along each side of a texture cell
-RADIUS = (5.0, 7.0)  # pixels; the radius of the circle of equal area, where a spec says no other
-SPEED = (0.75, 1.25)  # pixels per frame, where a spec says no other
+RADIUS = (6.0, 8.0)  # pixels; the radius of the circle of equal area, where a spec says no other
+SPEED = (1.5, 2.5)  # pixels per frame, where a spec says no other
 MOST_SPEED, MOST_RADIUS = SIZE / 2, 12.0  # above: directions turn round; a triangle meets itself
 START = (12.0, 20.0)  # pixels; the centre starts near the middle, as a cameraman would have it (decision 14)
 GROUND = (-0.5, -0.1)  # grey level in [-1, 1]
