@@ -242,7 +242,7 @@ def test_released_rows_of_a_wrong_size_are_put_aside(tmp_path):
 def test_a_spec_trains_from_a_store(made):
     folder, _ = made
     options = [f"world.dataset={{name: store, path: {folder / 'store'}, shape: [3, 6, 16, 16]}}"]
-    options += ["world.text_encoder={name: words, dim: 4, length: 6}"]
+    options += ["world.text_encoder={name: words, dim: 4, length: 6}", "world.codec={name: time_fold, frames: 2}"]
     world = World(spec.load("tiny/causvid", options))
     latents, text, free = world.batch(range(8))
     assert latents.shape == (8, 3, 6, 16, 16) and latents.dtype == torch.float32
@@ -269,7 +269,11 @@ def test_a_spec_trains_from_a_store(made):
 def test_a_store_that_does_not_fit_the_spec_is_refused(made, change, message):
     folder, _ = made
     options = [f"world.dataset={{name: store, path: {folder / 'store'}, shape: [3, 6, 16, 16]}}"]
-    options += ["world.text_encoder={name: words, dim: 4, length: 6}", change]
+    options += [
+        "world.text_encoder={name: words, dim: 4, length: 6}",
+        "world.codec={name: time_fold, frames: 2}",
+        change,
+    ]
     with pytest.raises(UserError, match=message):
         World(spec.load("tiny/causvid", options)).batch([0])
 
