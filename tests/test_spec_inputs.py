@@ -19,7 +19,10 @@ from causvid.errors import UserError
 from causvid.spec import complete, inherited, load
 from causvid.validate import Bound
 
-FREE = ["student.input.context=noisy", "ode_init.loss.context=noisy"]  # tiny/causvid has clean context: causal only
+NOISY = [
+    "student.input.context=noisy",
+    "ode_init.loss.context=noisy",
+]  # tiny/causvid's clean context is for causal ones
 
 
 def written(folder, content, name="spec.yaml"):
@@ -157,7 +160,7 @@ def test_numbers_out_of_range(override):
         (["student.steps=0"], "student.steps"),
         (["student.steps=[]"], "student.steps"),
         (["student.sampler=few_step"], "does not stream"),
-        (["student.sampler=euler", "student.causal=false", *FREE], "student.sampler"),
+        (["student.sampler=euler", "student.causal=false", *NOISY], "student.sampler"),
         (["teacher_sampling=rollout"], "times"),
         (["teacher_sampling.steps=[1.0, 0.5]"], "teacher_sampling.steps"),
         (["evaluation.samples=3"], "rollout_samples"),
@@ -169,9 +172,9 @@ def test_numbers_out_of_range(override):
         (["ode_init.loss=flow_matching"], "'flow_matching' needs data, and this stage has edits and trajectory"),
         (["loss=ode_regression"], "'ode_regression' needs trajectory, and this stage has data and edits and samples"),
         (["loss={name: sum, of: [dmd, ode_regression]}"], "'sum' needs trajectory"),
-        (["student.causal=false", *FREE], "'rollout' streams, and student.causal is false"),
+        (["student.causal=false", *NOISY], "'rollout' streams, and student.causal is false"),
         (
-            ["student.causal=false", "student.sampler=few_step", *FREE, "student.input=self_rollout"],
+            ["student.causal=false", "student.sampler=few_step", *NOISY, "student.input=self_rollout"],
             "'self_rollout' streams, and student.causal is false",
         ),
         (
@@ -208,7 +211,10 @@ def test_numbers_out_of_range(override):
             ["student={causal: false, sampler: few_step, input: {name: data, context: clean}}", "init=teacher"],
             "student.input.context",
         ),
-        (["student={causal: false, sampler: few_step}", *FREE, "ode_init.loss.context=clean"], "ode_init.loss.context"),
+        (
+            ["student={causal: false, sampler: few_step}", *NOISY, "ode_init.loss.context=clean"],
+            "ode_init.loss.context",
+        ),
         (["teacher_training.loss=gan"], "teacher_training.loss"),
         (["distill.optimizer={name: adamw, betas: [0.9]}"], "optimizer.betas: expected 2 numbers, got 1"),
         (["distill.critic_optimizer={name: adamw, betas: []}"], "critic_optimizer.betas: expected 2 numbers, got 0"),
@@ -276,7 +282,10 @@ def test_another_cache_than_in_training_is_a_mismatch_that_is_named():
 def test_a_cache_that_can_not_be_is_refused_before_anything_runs():
     for overrides, words in (
         (["student.cache={name: window, window_frames: 2}"], "cache 'window'"),
-        (["student.cache=full", "student.causal=false", "student.sampler=few_step", *FREE], "for causal students only"),
+        (
+            ["student.cache=full", "student.causal=false", "student.sampler=few_step", *NOISY],
+            "for causal students only",
+        ),
     ):
         with pytest.raises(UserError, match=words):
             checks.check(load("tiny/causvid", overrides))
