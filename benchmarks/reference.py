@@ -148,7 +148,8 @@ def summary(by_seed: dict[int, dict[str, float]]) -> dict:
         values = [metrics[key] for metrics in by_seed.values() if key in metrics]
         return _interval(values) if values else None
 
-    reference = ("teacher", "untrained", "ode_init", "teacher_4", "teacher_8", "teacher_16")
+    named = {key.partition(".")[0] for metrics in by_seed.values() for key in metrics}
+    reference = ["untrained", "ode_init", *sorted(name for name in named if name.startswith("teacher"))]
     shares = [metrics["student.ok"] / max(metrics["teacher.ok"], 1e-9) for metrics in by_seed.values()]
     return {
         "seeds": len(by_seed),

@@ -121,7 +121,7 @@ def _check_networks(spec: Spec, world: build.World, players: tuple[str, ...]) ->
                 nets[name](x, t, text)
             if "discriminator" in players:
                 nets["discriminator"](x, t, text, nets["fake_score"])
-            _check_kernel(spec, nets["teacher"], rules.values(), x.shape[1])
+            _check_kernel(spec, world.device, nets["teacher"], rules.values(), x.shape[1])
         except (ValueError, TypeError, RuntimeError, LookupError) as error:
             raise UserError(f"model: it does not run on latents {tuple(shape)} (f c h w): {error}") from error
 
@@ -145,16 +145,16 @@ def _text(spec: Spec, world: build.World) -> Text:
     return world.text_encoder.encode(world.dataset.batch([0])[1])
 
 
-def _check_kernel(spec: Spec, model: Any, rules: Iterable[Rule], frames: int) -> None:
-    """Kernels give the same shapes and differ in what they can do: the spec's own, on one real token a frame."""
+def _check_kernel(spec: Spec, device: torch.device, model: Any, rules: Iterable[Rule], frames: int) -> None:
+    """Kernels give the same shapes and differ in what they can do: the spec's own, on the CPU on one token a frame."""
     kernel, position = build.construct(spec["causal.kernel"]), build.construct(spec["causal.position"])
     trains = spec["until"] != "teacher" or spec["teacher_training.weights"] == "train"
     q = torch.zeros(1, 1, frames, model.head_dim, requires_grad=trains)
     for rule in rules:
         kernel.check(rule, position)
-        kernel.plan(Pattern(rule, frames), position, Grid(1, 1, model.head_dim, model.theta, q.dtype, q.device))(
-            q, q, q
-        )
+        if device.type == "cpu":  # elsewhere it may have to be compiled first
+            grid = Grid(1, 1, model.head_dim, model.theta, q.dtype, device)
+            kernel.plan(Pattern(rule, frames), position, grid)(q, q, q)
 
 
 def _check_sharing(spec: Spec) -> None:

@@ -18,6 +18,7 @@ from torch import nn
 from causvid import build
 from causvid.attention.masks import Pattern, Rule
 from causvid.fingerprint import bound
+from causvid.samplers.ode import OdeSampler
 from causvid.spec import Spec
 from causvid.validate import Bound
 
@@ -302,13 +303,19 @@ def of(spec: Spec, stages: list[str], gpus: int) -> list[Cost]:
     return out
 
 
+def rows(sampler: OdeSampler) -> int:
+    """Rows of a batch that a clip takes in its fullest step: a guided one computes both halves at once."""
+    return 2 if any(map(sampler.guided, sampler.times[:-1].tolist())) else 1
+
+
 def pairs(spec: Spec, world: build.World, batch: int) -> Cost:
-    """One process's part of the teacher's trajectories; with guidance the two passes are one after the other."""
+    """One process's part of the teacher's trajectories; with guidance a pass is of twice the batch."""
     teacher, options = network(spec, world, build.teacher_rule(spec)), spec["ode_pairs"]
+    sampler = build.teacher_sampler(spec, options["steps"])
     memory = {"weights": float(teacher.parameters * FP32)}
-    memory["activations"] = batch * teacher.passing(spec["precision"])
+    memory["activations"] = batch * rows(sampler) * teacher.passing(spec["precision"])
     memory["activations"] += teacher.casts(spec["precision"], False)
-    flops = options["count"] * build.teacher_sampler(spec, options["steps"]).evaluations * teacher.forward
+    flops = options["count"] * sampler.evaluations * teacher.forward
     return Cost("ode_pairs", teacher.parameters, flops, flops / RATE[spec["precision"]] / 3600, memory)
 
 

@@ -57,9 +57,10 @@ def _generate(spec: Spec, world: build.World, given: bool | None = None, cache: 
         memory["cache"] = cached
         block = max(stop - start for start, stop in rule.blocks(frames))
     else:
-        passes = build.teacher_sampler(spec).evaluations if teacher else len(build.student_times(spec))
-        flops = net.forward * passes
-        working, block = float(net.tokens * each * (15 * net.dim + 2 * net.ffn_dim)), frames
+        many = build.teacher_sampler(spec) if teacher else None
+        flops = net.forward * (many.evaluations if many else len(build.student_times(spec)))
+        rows, block = costs.rows(many) if many else 1, frames
+        working = float(rows * net.tokens * each * (15 * net.dim + 2 * net.ffn_dim))
     seconds = flops / costs.RATE[precision]
     coding = _decoding(world, frames)
     if coding is not None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from toy import toy_spec
 
-from causvid import build, spec
+from causvid import build, checks, spec, world
 from causvid.errors import UserError
 from causvid.randomness import Draw
 from causvid.samplers.ode import Euler
@@ -72,3 +72,15 @@ def test_a_device_that_is_not_here_is_told(tmp_path):
     with pytest.raises(UserError, match="runtime.device: there is no 'cuda:7' here"):
         build.World(arm)
     assert build.device(spec.load(toy_spec(tmp_path), ["runtime.device=auto"])).type in ("cpu", "cuda", "mps")
+
+
+def test_what_a_kernel_can_not_do_is_told_for_the_device_of_the_run_and_no_other(tmp_path, monkeypatch):
+    arm = spec.load(toy_spec(tmp_path), ["causal.kernel=flex"])
+    with pytest.raises(UserError, match="no backward on the CPU"):
+        checks.check(arm)
+    monkeypatch.setattr(world, "device", lambda spec: DEVICE)
+    checks.check(arm)
+    sinks = "causal.mask={name: sink_window, block_frames: 3, window_frames: 6}"
+    relative = spec.load(toy_spec(tmp_path), ["causal.kernel=flex", "causal.position=window_relative", sinks])
+    with pytest.raises(UserError, match="use kernel 'blockwise'"):
+        checks.check(relative)

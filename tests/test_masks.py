@@ -115,7 +115,7 @@ def plain_attention(q, k, v, pattern, grid):
     rotations = grid.rotations(torch.arange(pattern.slots) % pattern.count)
     q, k = rope.rotate(q, rotations), rope.rotate(k, rotations)
     scores = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).masked_fill(
-        ~pattern.dense(grid.tokens_per_frame), -torch.inf
+        ~pattern.dense(grid.tokens_per_frame, q.device), -torch.inf
     )
     return scores.softmax(-1) @ v
 

@@ -129,15 +129,27 @@ def test_memory_of_a_stream_and_of_a_pass_is_what_they_take(cut, layers, ffn_dim
     assert told == pytest.approx(whole, rel=0.15)
 
 
+def test_a_guided_clip_of_the_teacher_takes_two_rows():
+    """Both halves are one pass (measured above), so what it works on is twice what it is without guidance."""
+    guided, plain = (
+        sampling_costs.of(spec.load("wan/teacher_euler", ["world.codec=identity", *changes]), [])[-1]
+        for changes in ([], ["teacher_sampling.guidance=1.0"])
+    )
+    assert guided.memory["activations"] == 2 * plain.memory["activations"]
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("guidance", [1.0, 6.0])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_memory_of_a_pass_of_the_teacher_is_what_it_takes(cut, precision):  # noqa: F811
-    """Within 15%, as ode_pairs makes it: fp32 weights, under autocast where the spec says bf16."""
-    arm = spec.load(cut, [f"precision={precision}", "world.dataset.shape=[6, 16, 16, 16]"])
+def test_memory_of_a_pass_of_the_teacher_is_what_it_takes(cut, precision, guidance):  # noqa: F811
+    """Within 15%, as ode_pairs makes it: fp32 weights, under autocast where the spec says bf16, with its guidance."""
+    changes = [f"precision={precision}", f"teacher_sampling.guidance={guidance}"]
+    arm = spec.load(cut, [*changes, "world.dataset.shape=[6, 16, 16, 16]"])
     world = build.World(arm)
     model: nn.Module = build.network(arm, world, build.teacher_rule(arm)).eval()
-    x, text = torch.zeros(2, *world.latent_shape), Text(torch.zeros(2, 12, 32))
-    measured = peak(lambda: model(x, torch.ones(2, 6), text), model)
+    noise, text = torch.zeros(2, *world.latent_shape), Text(torch.zeros(2, 12, 32))
+    sampler = build.teacher_sampler(arm, 2)
+    measured = peak(lambda: sampler(model, noise, text, text), model)
     (cost,) = costs.of(arm, ["ode_pairs"], 1)
     assert cost.peak == pytest.approx(measured, rel=0.15), cost.memory
 

@@ -43,6 +43,16 @@ def encoder(folder):
     return Umt5(**ENCODER, weights=folder, dtype=torch.float32)
 
 
+def test_the_table_of_embeddings_gets_memory_once(folder, monkeypatch):
+    """It has two names in the network, and 2 GB in the released encoder."""
+    filled = []
+    fill = umt5.fill
+    monkeypatch.setattr(umt5, "fill", lambda *given: filled.append(sum(p.numel() for p in fill(*given).parameters())))
+    encoder = Umt5(**ENCODER, weights=folder)
+    network = encoder._load()
+    assert filled == [encoder.parameters] and network.encoder.embed_tokens is network.shared
+
+
 def close(one, other, tolerance=1e-5):
     return (one - other).abs().max() <= tolerance * other.abs().max()
 

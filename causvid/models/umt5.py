@@ -245,8 +245,9 @@ class Umt5:
             network = self.empty()
         original = "token_embedding.weight" in self._files.shapes
         found = links(network) if original else _untied(same(shapes_of(network)), self._files)
+        network.encoder.set_input_embeddings(None)  # one table under two names, which would get memory twice
         fill(network, found, self._files, f"UMT5 of width {self.dim}", self.dtype, self.device)
-        network.set_input_embeddings(network.shared)  # one table under two names; the second was left empty
+        network.set_input_embeddings(network.shared)
         return network.eval().requires_grad_(False)
 
 
