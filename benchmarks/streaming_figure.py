@@ -28,7 +28,7 @@ def drawn(chart: charts.Chart, shift: int) -> str:
         out.append(f'<text x="{tick.at:.1f}" y="{bottom + 15}" text-anchor="middle">{escape(tick.label)}</text>')
     out.append(f'<text x="{right}" y="{bottom + 30}" text-anchor="end">{escape(chart.x_label)}</text>')
     for number, (line, colour) in enumerate(zip(chart.lines, COLOURS, strict=False)):
-        place = f'x="{charts.LEFT + 8}" y="{bottom - 8 - 14 * number}"'
+        place = f'x="{right - 8}" y="{bottom * 0.45 + 14 * number:.0f}" text-anchor="end"'
         out.append(f'<path d="{line.smooth}" fill="none" stroke="{colour}" stroke-width="1.6"/>')
         out.append(f'<text {place} style="fill: {colour}">{escape(line.label)}</text>')
     return "\n".join([*out, "</g>"])
