@@ -376,8 +376,8 @@ def test_a_stopped_training_continues_to_the_same_bytes(stage, first, folder, tm
 
 
 @pytest.mark.slow
-def test_kill_nine_at_any_moment_changes_nothing(first, folder, tmp_path):
-    """Kill the run whenever it has finished a stage more, in the midst of the next, until it gets through."""
+def test_kill_nine_after_each_stage_changes_nothing(first, folder, tmp_path):
+    """Kill the run whenever it has finished a stage more, as the next begins, until it gets through."""
     root = tmp_path / "runs"
     command = [sys.executable, "-m", "causvid.cli", "run", toy_spec(folder), "--runs", str(root), "--json"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -284,34 +285,45 @@ def test_activation_checkpointing_changes_no_number(straight, tmp_path):
         torch.testing.assert_close(checkpoint.weights.read_tensors(ours)[0][name], value, rtol=0, atol=1e-6)
 
 
+# What a stage has written when it is half way; the stages that write only at their end are killed at their start.
+HALF_WAY = {
+    **dict.fromkeys(("teacher", "ode_init", "distill"), "checkpoint.safetensors"), "ode_pairs": "parts/*.safetensors",
+    "sample_teacher": "*.safetensors", "sample_start": "*.safetensors", "sample": "*.safetensors",
+}  # fmt: skip
+
+
 @pytest.mark.slow
 def test_kill_nine_in_each_stage_changes_no_byte(tmp_path):
-    """Each stage is killed once while it works, and the same command goes on."""
+    """Each stage is killed once in its midst, and the same command goes on, training from its checkpoint."""
     path = toy_spec(
         tmp_path, "teacher_training: {iterations: 150}\node_init: {iterations: 150}\ndistill: {iterations: 50}"
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    log = tmp_path / "log"
 
     def command(root):
         return [sys.executable, "-m", "causvid.cli", "run", path, "--runs", str(root), "--json"]
 
     whole = subprocess.run(command(tmp_path / "a"), env=environment, capture_output=True, text=True, check=True)
     for name in json.loads(whole.stdout)["executed"]:
-        for attempt in range(10):
-            process = subprocess.Popen(
-                command(tmp_path / "b"), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-            )
-            while process.poll() is None and not list((tmp_path / "b" / name).glob("*/record.json")):
-                time.sleep(0.001)
-            time.sleep(0.15 * (name in ("teacher", "ode_init", "distill")) / (attempt + 1))
-            process.send_signal(signal.SIGKILL)
-            process.wait()
+        half_way = f"{name}/*/{HALF_WAY.get(name, 'record.json')}"
+        for _ in range(10):
+            with log.open("a") as said:
+                process = subprocess.Popen(command(tmp_path / "b"), env=environment, stdout=said, stderr=said)
+                while process.poll() is None and not list((tmp_path / "b").glob(half_way)):
+                    time.sleep(0.001)
+                process.send_signal(signal.SIGKILL)
+                process.wait()
             if not list((tmp_path / "b" / name).glob("*/DONE")):
                 break
             shutil.rmtree(tmp_path / "b" / name)  # it was too fast: once more
         else:
             pytest.fail(f"{name} was never killed while it worked")
     last = subprocess.run(command(tmp_path / "b"), env=environment, capture_output=True, text=True, check=True)
+    for steps in (150, 50):  # teacher and ODE initialisation have 150
+        resumed = {int(n) for n in re.findall(rf"resumed at step (\d+) of {steps}\b", log.read_text() + last.stderr)}
+        assert resumed and all(0 < step < steps for step in resumed), steps
+    assert len(re.findall("resumed at step", log.read_text() + last.stderr)) >= 3
     assert json.loads(last.stdout)["metrics"] == json.loads(whole.stdout)["metrics"]
     for pattern in ("*/*/*.safetensors", "*/*/metrics.json", "*/*/scores.json"):
         for wanted in (tmp_path / "a").glob(pattern):

@@ -45,12 +45,12 @@ AXES = {
 }
 # The chart of each measure that a monitor logs as ``held_out.MEASURE``; the others stay in the file of curves.
 HELD_OUT = {
-    **dict.fromkeys(("ok", "colour", "shape", "direction"), "held-out captions"),
+    **dict.fromkeys(("ok", "colour", "shape", "direction"), "held-out pairs"),
     "fidelity": "held-out fidelity",
     "contrast": "held-out contrast",
 }
 AXES |= {
-    "held-out captions": ("share", "Of a few held-out captions, sampled as at the end."),
+    "held-out pairs": ("share", "Of a few held-out pairs of caption and noise, sampled as at the end."),
     "held-out fidelity": ("dB", ""),
     "held-out contrast": ("1 is sharp", ""),
 }

@@ -9,7 +9,7 @@ from typing import Any
 
 from causvid.eval import charts
 
-# How far a teacher cut to fewer steps may fall behind the full one and still be called equal.
+# How far a teacher cut to fewer steps may fall behind the student and still be called equal.
 FIDELITY_TOLERANCE = 1.0  # dB
 CONTRAST_TOLERANCE = 0.05
 
