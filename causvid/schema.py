@@ -136,7 +136,7 @@ class Distill(Training):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """``samples`` held-out captions; long rollouts are ``rollout_factor`` times the training length."""
+    """``samples`` held-out pairs; long rollouts are ``rollout_factor`` times the training length."""
 
     metrics: Sequence[Any] = component("metric", ("shapes_truth",))
     samples: int = number(256, least=1)

@@ -142,7 +142,7 @@ def test_a_monitor_judges_what_trains_and_changes_no_weight(first, folder, tmp_p
         for name in ("ok", "fidelity", "contrast"):
             assert judged[steps[-1]][f"held_out.{name}"] == pytest.approx(first.metrics[f"{role}.{name}"], abs=1e-4)
     page = watched.report.read_text()
-    assert page.count("Held-out captions") == 2 * 3 and "Held-out captions" not in first.report.read_text()
+    assert page.count("Held-out pairs") == 2 * 3 and "Held-out pairs" not in first.report.read_text()
 
 
 def test_a_student_streams_under_its_cache_policy_as_one_whose_mask_that_is(first, folder):

@@ -1,4 +1,4 @@
-"""What a network can do while it trains: the spec's metrics on a few held-out captions, for its curves."""
+"""What a network can do while it trains: the spec's metrics on a few held-out pairs, for its curves."""
 
 from __future__ import annotations
 

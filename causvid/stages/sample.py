@@ -1,6 +1,6 @@
 """Samples to judge and look at: the teacher's at several step counts, the student's on the way and at the end.
 
-Every arm gets the same held-out captions. The teacher's step counts start from one noise; all students (untrained,
+Every arm gets the same held-out pairs. The teacher's step counts start from one noise; all students (untrained,
 ODE-initialised, distilled, and those of other seeds) draw another, block by block and step by step. Writes
 ``NAME.safetensors`` per arm (``videos``, uint8 ``b f c h w``; ``first`` and ``last`` for long rollouts) and
 ``timings.json``.
