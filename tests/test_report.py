@@ -15,7 +15,17 @@ import torch
 from causvid import spec as specs
 from causvid.data import shapes
 from causvid.data.video import encode_mp4, read_mp4
-from causvid.eval.report import Cell, Findings, Row, StageRecord, Training, latency, render, training_charts
+from causvid.eval.report import (
+    Cell,
+    Findings,
+    Row,
+    StageRecord,
+    Training,
+    environments,
+    latency,
+    render,
+    training_charts,
+)
 from causvid.eval.tables import arms, fewest_equal, interval_charts, ratio, seconds, tables, verdicts
 from causvid.runs import Context
 from causvid.stages.report import Report
@@ -324,3 +334,9 @@ def test_the_stage_writes_the_page(tmp_path, overrides, stages, rollouts, videos
     assert ("Long rollouts" in page.words) == rollouts
     assert "1.25 s" in page.words
     assert all(path.is_file() for path in Report().outside(spec))
+
+
+def test_an_environment_is_told_once_however_its_record_is_ordered():
+    stages = [StageRecord("a", "0" * 16, environment={"threads": 1, "packages": {"numpy": "1", "torch": "2"}})]
+    (found,) = environments(stages, {"packages": {"torch": "2", "numpy": "1"}, "threads": 1})
+    assert found["stages"] == ["report", "a"]

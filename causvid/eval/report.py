@@ -6,6 +6,7 @@ What the page says about the data is decided here; ``charts.py`` lays out the dr
 from __future__ import annotations
 
 import base64
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -224,12 +225,17 @@ def stage_graph(stages: Sequence[StageRecord]) -> charts.Graph:
 
 def environments(stages: Sequence[StageRecord], now: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What results may depend on, once for all stages that share it; the report's own first."""
-    groups: dict[str, dict[str, Any]] = {repr(now): {"stages": ["report"], "facts": _facts(now)}}
+    groups: dict[str, dict[str, Any]] = {_ordered(now): {"stages": ["report"], "facts": _facts(now)}}
     for stage in stages:
         if stage.environment:
-            group = groups.setdefault(repr(stage.environment), {"stages": [], "facts": _facts(stage.environment)})
+            group = groups.setdefault(_ordered(stage.environment), {"stages": [], "facts": _facts(stage.environment)})
             group["stages"].append(stage.name)
     return list(groups.values())
+
+
+def _ordered(environment: Mapping[str, Any]) -> str:
+    """The same text for the same environment, whether it was read from a record or is this process's."""
+    return json.dumps(environment, sort_keys=True)
 
 
 def _facts(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
