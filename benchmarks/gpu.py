@@ -22,7 +22,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import wan_1_3b
 from torch import Tensor
@@ -32,8 +31,6 @@ from causvid import spec as specs
 from causvid.attention.kernels import Blockwise, Flex, Grid, Kernel, Sdpa
 from causvid.attention.masks import BlockCausal, Pattern
 from causvid.attention.positions import Absolute
-from causvid.data.lmdb_store import Writer
-from causvid.data.rows import Row
 from causvid.models import umt5, wan_vae
 from causvid.models.wan import SIZES
 from causvid.streaming.session import Session
@@ -81,19 +78,6 @@ def write_folder(folder: Path) -> None:
     }
     torch.save(random, folder / "models_t5_umt5-xxl-enc-bf16.pth")
     write_tokenizer(folder / "google" / "umt5-xxl")
-
-
-def write_store(folder: Path) -> None:
-    """Four clips' latents and embeddings."""
-    fields = {"latents": {"dtype": "float16", "shape": [None, 16, None, None]},
-              "text": {"dtype": "float16", "shape": [None, SIZE.text_dim]}}  # fmt: skip
-    generator = np.random.default_rng(0)
-    writer = Writer(folder, {"fields": fields, "text_length": 512, "text_dim": SIZE.text_dim, "unconditional": None})
-    for number in range(4):
-        latents = generator.standard_normal((FRAMES, 16, 2 * HEIGHT, 2 * WIDTH)).astype(np.float16)
-        text = generator.standard_normal((60, SIZE.text_dim)).astype(np.float16)
-        writer.add([Row(f"{number:04d}", {"latents": latents, "text": text}, {"caption": PROMPT})])
-    (folder / "digest.json").write_text("{}")
 
 
 def kernels(repeats: int = 5) -> dict[str, Any]:
@@ -196,7 +180,9 @@ def teacher(folder: Path) -> dict[str, Any]:
 
 def train(folder: Path) -> dict[str, Any]:
     """Every stage in turn; of those that update, the seconds of an update after the first."""
-    write_store(folder / "store")
+    from wan_training import write_store  # type: ignore[import-not-found]
+
+    write_store(folder / "store", (FRAMES, 16, 2 * HEIGHT, 2 * WIDTH), SIZE.text_dim, 512, [60] * 4)
     base = [
         f"world.dataset.path={folder / 'store'}", f"runtime.weights={folder}", "runtime.checkpoint_seconds=1e9",
         "student.steps=3", "ode_pairs={count: 2, steps: 3, keep: [3], batch: 1}",
@@ -219,7 +205,6 @@ def train(folder: Path) -> dict[str, Any]:
         stage = name.split(",")[0]
         arm = specs.load("wan/causal_dmd", [*base, *more, f"until={stage}"])
         row: dict[str, Any] = {"foretold": foretold("wan/causal_dmd", [*base, *more], [stage])[stage]}
-        ends.clear()
         store, plan = runs.Store(folder / "runs"), experiment.plan(arm, stage)
         store.execute(plan[:-1], arm, lambda text: None)
         ends.clear()

@@ -19,10 +19,8 @@ from causvid.errors import UserError
 from causvid.spec import complete, inherited, load
 from causvid.validate import Bound
 
-NOISY = [
-    "student.input.context=noisy",
-    "ode_init.loss.context=noisy",
-]  # tiny/causvid's clean context is for causal ones
+# The clean context of tiny/causvid is for causal students alone.
+NOISY = ["student.input.context=noisy", "ode_init.loss.context=noisy"]
 
 
 def written(folder, content, name="spec.yaml"):

@@ -33,19 +33,25 @@ runtime: {{weights: {weights}, threads: 1, device: cpu, checkpoint_seconds: 0.0}
 """
 
 
+def write_store(folder: Path, shape: tuple[int, ...], text_dim: int, length: int, tokens: list[int]) -> None:
+    """A store of random clips of latents, ``f c h w``, each with a prompt of so many tokens."""
+    fields = {"latents": {"dtype": "float16", "shape": [None, 16, None, None]},
+              "text": {"dtype": "float16", "shape": [None, text_dim]}}  # fmt: skip
+    generator = np.random.default_rng(0)
+    header = {"fields": fields, "text_length": length, "text_dim": text_dim, "unconditional": [[1.0] * text_dim]}
+    writer = Writer(folder, header)
+    for number, count in enumerate(tokens):
+        latents = generator.standard_normal(shape).astype(np.float16)
+        text = generator.standard_normal((count, text_dim)).astype(np.float16)
+        writer.add([Row(f"{number:04d}", {"latents": latents, "text": text}, {"caption": "a red fox"})])
+    (folder / "digest.json").write_text("{}")
+
+
 def make(folder: Path, weights: Path, base: str = "wan/causal_dmd", extra: str = "") -> str:
     """Write store and spec; returns the spec's path."""
-    fields = {"latents": {"dtype": "float16", "shape": [None, 16, None, None]},
-              "text": {"dtype": "float16", "shape": [None, 32]}}  # fmt: skip
     store = folder / "store"
     if not store.exists():
-        generator = np.random.default_rng(0)
-        writer = Writer(store, {"fields": fields, "text_length": 12, "text_dim": 32, "unconditional": [[1.0] * 32]})
-        for number in range(5):
-            latents = generator.standard_normal(SHAPE).astype(np.float16)
-            text = generator.standard_normal((3 + number, 32)).astype(np.float16)
-            writer.add([Row(f"{number:04d}", {"latents": latents, "text": text}, {"caption": "a red fox"})])
-        (store / "digest.json").write_text("{}")
+        write_store(store, SHAPE, 32, 12, [3, 4, 5, 6, 7])
     path = folder / f"{base.replace('/', '_')}{len(extra)}.yaml"
     path.write_text(CUT.format(base=base, store=store, weights=weights) + extra)
     return str(path)
