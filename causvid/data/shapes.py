@@ -36,10 +36,12 @@ SIZE = 32  # pixels along each side of the torus
 CELL = 4  # pixels along each side of a texture cell
 RADIUS = (6.0, 8.0)  # pixels; the radius of the circle of equal area, where a spec says no other
 SPEED = (1.5, 2.5)  # pixels per frame, where a spec says no other
-MOST_SPEED, MOST_RADIUS = SIZE / 2, 12.0  # above: directions turn round; a triangle meets itself
+MOST_SPEED, MOST_RADIUS = SIZE / 2, 10.0  # above: directions turn round; a triangle meets itself
+LEAST_RADIUS = 2.5  # below: a triangle is border alone
 START = (12.0, 20.0)  # pixels; the centre starts near the middle, as a cameraman would have it (decision 14)
 GROUND = (-0.5, -0.1)  # grey level in [-1, 1]
 TEXTURE = 0.1  # a cell is this much above or below the ground's level
+EDGE = 3.0  # pixels over which a shape's border fades, as behind a lens (decision 59)
 
 
 @dataclass(frozen=True)
@@ -128,20 +130,24 @@ def sample_states(
     )  # fmt: skip
 
 
-def limits(name: str, bounds: Sequence[float], most: float) -> tuple[float, float]:
+def limits(name: str, bounds: Sequence[float], least: float, most: float) -> tuple[float, float]:
     """The bounds of a free quantity as a pair.
 
     Raises:
-        ValueError: other than (lowest, highest), above 0 and below ``most``.
+        ValueError: other than (lowest, highest), above ``least`` and below ``most``.
     """
     low, high = bounds if len(bounds) == 2 else (0.0, 0.0)
-    if not 0 < low < high < most:
-        raise ValueError(f"{name} is (lowest, highest) between 0 and {most:g} px, got {list(bounds)}")
+    if not least < low < high < most:
+        raise ValueError(f"{name} is (lowest, highest) between {least:g} and {most:g} px, got {list(bounds)}")
     return float(low), float(high)
 
 
 def matte(shape: Tensor, radius: Tensor, centres: Tensor) -> Tensor:
-    """Coverage of each pixel by the shape, antialiased, on the torus: ``b f h w`` in [0, 1].
+    """Coverage of each pixel by the shape, with a border EDGE wide, on the torus: ``b f h w`` in [0, 1].
+
+    A shape's area goes with the square of its inradius, and a border that fades over [-EDGE/2, EDGE/2] covers the mean
+    of the areas along it: those of the inradius a + d, in the mean a^2 + EDGE^2/12. So the half-covered line is drawn
+    at an inradius that is less by that, and the area is exact.
 
     Args:
         shape: index into SHAPES, ``b``.
@@ -154,14 +160,17 @@ def matte(shape: Tensor, radius: Tensor, centres: Tensor) -> Tensor:
     y = (axis - centres[..., 1:2] + half) % SIZE - half
     x, y = x[..., None, :], y[..., :, None]
     r = radius[:, None, None, None]
-    circle = (x**2 + y**2).sqrt() - r
-    square = torch.maximum(x.abs().expand_as(circle), y.abs().expand_as(circle)) - r * (math.pi**0.5 / 2)
-    apothem = r * math.sqrt(math.pi / (3 * math.sqrt(3)))
+
+    def inradius(share: float) -> Tensor:
+        return (share * r**2 - EDGE**2 / 12).clamp(min=0).sqrt()
+
+    circle = (x**2 + y**2).sqrt() - inradius(1)
+    square = torch.maximum(x.abs().expand_as(circle), y.abs().expand_as(circle)) - inradius(math.pi / 4)
     slope = x.abs() * (math.sqrt(3) / 2) - y / 2
-    triangle = torch.maximum(slope, y.expand_as(slope)) - apothem
+    triangle = torch.maximum(slope, y.expand_as(slope)) - inradius(math.pi / (3 * math.sqrt(3)))
     distance = torch.stack([circle, square, triangle])
     chosen = distance[shape, torch.arange(len(shape))]
-    return (0.5 - chosen).clamp(0, 1)
+    return (0.5 - chosen / EDGE).clamp(0, 1)
 
 
 def ground_image(ground: Tensor, texture: Tensor) -> Tensor:
@@ -246,7 +255,8 @@ class Shapes:
         self, frames: int = 12, seed: int = 0, speed: Sequence[float] = SPEED, radius: Sequence[float] = RADIUS
     ) -> None:
         self.frames, self.seed = frames, seed
-        self.speed, self.radius = limits("speed", speed, MOST_SPEED), limits("radius", radius, MOST_RADIUS)
+        self.speed = limits("speed", speed, 0, MOST_SPEED)
+        self.radius = limits("radius", radius, LEAST_RADIUS, MOST_RADIUS)
 
     @property
     def pixel_shape(self) -> tuple[int, int, int, int]:

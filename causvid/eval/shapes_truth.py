@@ -200,8 +200,8 @@ class ShapesTruth:
     """
 
     def __init__(self, speed: Sequence[float] | None = None, radius: Sequence[float] | None = None) -> None:
-        self.speed = shapes.limits("speed", speed or shapes.SPEED, shapes.MOST_SPEED)
-        self.radius = shapes.limits("radius", radius or shapes.RADIUS, shapes.MOST_RADIUS)
+        self.speed = shapes.limits("speed", speed or shapes.SPEED, 0, shapes.MOST_SPEED)
+        self.radius = shapes.limits("radius", radius or shapes.RADIUS, shapes.LEAST_RADIUS, shapes.MOST_RADIUS)
 
     def __call__(self, videos: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
         """Per-video scores, each ``b``."""
