@@ -29,7 +29,7 @@ WHERE = {
 def interior(videos: Tensor) -> dict[str, float]:
     """The rms within half the radius, per kind of shape, of videos ``b f 3 h w`` in [-1, 1]."""
     fitted = fit(videos)
-    inside = shapes.matte(fitted.state.shape, fitted.state.radius / 2, fitted.centres)[:, :, None]
+    inside = shapes.matte(fitted.state.shape, fitted.state.radius / 2, fitted.centres)[:, :, None] >= 0.5
     errors = (videos - rendering(fitted)).pow(2) * inside
     weight = inside.sum((1, 2, 3, 4)) * videos.shape[2]
     chosen = {name: which(fitted.state) for name, which in WHERE.items()}

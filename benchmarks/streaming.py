@@ -56,7 +56,7 @@ def frames_of_block(engine: Engine) -> int:
 
 def centres(videos: torch.Tensor) -> torch.Tensor:
     """Centre of the shape in every frame, ``b f 2``."""
-    return shapes_truth._centres(shapes_truth._coverage(videos)[1])
+    return shapes_truth._centres(shapes_truth._firm(shapes_truth._coverage(videos)[1]))
 
 
 def apart(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

@@ -4,6 +4,7 @@ that should see it and held against no other."""
 from __future__ import annotations
 
 import importlib.util
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -193,7 +194,7 @@ def test_rendered_data_is_perfect(seed, frames, first):
     state = shapes.sample_states(seed, range(4))
     scores = METRIC(shapes.render(state, frames, first), state.captions)
     assert all(scores[name].min() == 1 for name in ("colour", "shape", "direction", "ok"))
-    assert scores["fidelity"].min() > 37
+    assert scores["fidelity"].min() > 44
     assert scores["overlap"].min() > 0.93
     assert scores["trajectory"].max() < 0.15
     if frames >= 12:  # fewer leave cells half hidden
@@ -212,13 +213,11 @@ def test_contrast_is_the_amplitude_of_the_texture(amount):
 
 def test_fidelity_falls_with_noise_as_it_should():
     noise = torch.randn(48, FRAMES, 3, 32, 32, generator=generator())
-    clean = METRIC(rendered(), STATE.captions)["fidelity"]
-    assert clean.mean() > 48  # so the fit's own error is small beside the noise
-    error = 10 ** (-clean / 10)
+    assert METRIC(rendered(), STATE.captions)["fidelity"].min() > 49  # so the fit's own error is small beside the noise
     for deviation in (0.02, 0.05):
-        expected = -10 * torch.log10(error + deviation**2 / 4)  # independent errors add; the range is 2
         scores = METRIC(rendered() + deviation * noise, STATE.captions)
-        assert scores["fidelity"].mean().item() == pytest.approx(expected.mean().item(), abs=0.3)
+        expected = 10 * math.log10(4 / deviation**2)  # the range is 2
+        assert scores["fidelity"].mean().item() == pytest.approx(expected, abs=0.1)
 
 
 def hadamard(size):
@@ -316,16 +315,16 @@ def test_gap_is_the_wasserstein_distance_in_units_of_the_range():
 
 def test_a_world_is_judged_by_its_own_speeds_and_sizes():
     """Half of the slowest is still; laws of speed and size are the world's; the stage takes them from the dataset."""
-    world = build.World(spec.load("tiny/causvid", ["world.dataset.speed=[3, 4]", "world.dataset.radius=[9, 10]"]))
+    world = build.World(spec.load("tiny/causvid", ["world.dataset.speed=[3, 4]", "world.dataset.radius=[8.5, 9.5]"]))
     metric = Bound("metric", {"name": "shapes_truth", "speed": None, "radius": None})
     own, other = judges_of([metric], world, *world.pixels([0]))[0], METRIC
-    state = shapes.sample_states(0, range(192), "metrics", (3.0, 4.0), (9.0, 10.0))
+    state = shapes.sample_states(0, range(192), "metrics", (3.0, 4.0), (8.5, 9.5))
     crawling = replace(state, speed=torch.full((192,), 1.1))
     for metric, share in ((own, 0), (other, 1)):
         assert metric(shapes.render(crawling, 12), crawling.captions)["direction"].float().mean() == share
     scores = own(shapes.render(state, 12), state.captions)
     assert scores["ok"].all()
-    for name, apart in {"speed_gap": 1.4, "size_gap": 1.2}.items():  # in units of the range
+    for name, apart in {"speed_gap": 1.4, "size_gap": 0.95}.items():  # in units of the range
         assert own.over_set(scores)[name] < 0.05 and other.over_set(scores)[name] > apart
 
 
@@ -336,7 +335,7 @@ def test_the_interior_of_shapes_by_a_dark_middle():
     assert loading and loading.loader
     module = importlib.util.module_from_spec(loading)
     loading.loader.exec_module(module)
-    middle = shapes.matte(STATE.shape, STATE.radius / 2, STATE.positions(FRAMES))[:, :, None]
+    middle = shapes.matte(STATE.shape, STATE.radius / 2, STATE.positions(FRAMES))[:, :, None] >= 0.5
     clean, dark = module.interior(paint(cover())), module.interior(paint(cover()) - 0.1 * middle)
     assert set(clean) == {"all", "squares"}  # there is no green square among these
     assert max(clean.values()) < 0.01

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
@@ -37,19 +38,19 @@ class Fit:
 
 
 def _coverage(videos: Tensor) -> tuple[Tensor, Tensor]:
-    """(colour index ``b``, coverage ``b f h w``): how much of the palette's colour each pixel holds."""
+    """(colour index ``b``, coverage ``b f h w`` in [0, 1]): how much of the palette's colour each pixel holds."""
     chroma = videos - videos.mean(2, keepdim=True)
     palette = torch.tensor(list(shapes.COLOURS.values()), device=videos.device, dtype=videos.dtype)
     palette = palette - palette.mean(1, keepdim=True)
     alpha = torch.einsum("bfchw,kc->bkfhw", chroma, palette) / palette.pow(2).sum(1)[:, None, None, None]
     error = (chroma[:, None] - alpha[:, :, :, None] * palette[:, None, :, None, None]).pow(2).sum((2, 3, 4, 5))
     colour = (error + 1e9 * (alpha.clamp(min=0).sum((2, 3, 4)) < 1)).argmin(1)
-    return colour, _firm(alpha[torch.arange(len(videos)), colour])
+    return colour, alpha[torch.arange(len(videos)), colour].clamp(0, 1)
 
 
 def _firm(alpha: Tensor) -> Tensor:
-    """Coverage without its faint part, which in an imperfect video is the noise of the whole ground."""
-    return torch.where(alpha > FAINT, alpha, 0.0).clamp(max=1)
+    """Coverage above its faint part, which in an imperfect video is the noise of the whole ground; in [0, 1]."""
+    return ((alpha - FAINT) / (1 - FAINT)).clamp(0, 1)
 
 
 def _centres(alpha: Tensor) -> Tensor:
@@ -73,16 +74,23 @@ def _straight(centres: Tensor) -> tuple[Tensor, Tensor]:
     return centres.mean(1, keepdim=True) + time[:, None] * velocity[:, None], velocity
 
 
-def _ground(videos: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Level ``b``, texture ``b cells cells`` and its contrast ``b``, from the pixels that the shape leaves free."""
-    grey = videos.mean(2)
-    free = (1 - alpha).pow(2) * (alpha < 0.5)
-    free = free + 1e-6
+def _ground(videos: Tensor, alpha: Tensor, colour: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Level ``b``, texture ``b cells cells`` and its contrast ``b``.
+
+    At the shape's border a pixel is a mixture, by its coverage ``alpha``, of the shape's grey and its cell's; elsewhere
+    faint coverage is a tint. Least squares for the cells.
+    """
+    border = F.max_pool2d(F.pad(_firm(alpha), (1, 1, 1, 1), mode="circular"), 3, stride=1) > 0
+    alpha = alpha * border
+    palette = torch.tensor(list(shapes.COLOURS.values()), device=videos.device, dtype=videos.dtype)
+    free = 1 - alpha
+    rest = videos.mean(2) - alpha * palette.mean(1)[colour][:, None, None, None]
     cell = shapes.CELL
-    fold = "b f (y p) (x q) -> b y x (f p q)"
-    weight = rearrange(free, fold, p=cell, q=cell)
-    values = (rearrange(grey, fold, p=cell, q=cell) * weight).sum(-1) / weight.sum(-1)
-    known = (weight.sum(-1) > 1).to(values.dtype)  # a cell that was hidden all the time says nothing
+    weight, total = (
+        rearrange(each, "b f (y p) (x q) -> b y x (f p q)", p=cell, q=cell).sum(-1) for each in (free**2, free * rest)
+    )
+    values = total / weight.clamp(min=1e-6)
+    known = (weight > 1).to(values.dtype)  # a cell that was hidden all the time says nothing
     level, half = _mean(values, known), torch.zeros(len(values))
     for _ in range(8):  # two means: their middle parts the cells, the cells of each part give its mean
         above = known * (values > level[:, None, None])
@@ -127,7 +135,8 @@ def _shape(alpha: Tensor, area: Tensor, centres: Tensor) -> tuple[Tensor, Tensor
 def fit(videos: Tensor) -> Fit:
     """Fit the world's state to videos, ``b f 3 h w`` in [-1, 1]; at least two frames."""
     videos = videos.detach().float().clamp(-1, 1).cpu()
-    colour, alpha = _coverage(videos)
+    colour, covered = _coverage(videos)
+    alpha = _firm(covered)
     seen = _centres(alpha)
     centres, velocity = _straight(seen)
     wobble = (seen - centres).pow(2).sum(-1).mean(1).sqrt()
@@ -136,7 +145,7 @@ def fit(videos: Tensor) -> Fit:
     wobble = torch.where(overlap > 0, wobble, UNSEEN)
     directions = torch.tensor(list(shapes.DIRECTIONS.values()), dtype=velocity.dtype)
     direction = (velocity @ directions.T).argmax(1)
-    level, texture, contrast = _ground(videos, alpha)
+    level, texture, contrast = _ground(videos, covered, colour)
     state = shapes.State(
         colour, kind, direction, radius, velocity.norm(dim=1).float(), (centres[:, 0] % shapes.SIZE).float(),
         level, texture,
