@@ -3,8 +3,8 @@
     causvid run tiny/from_scratch until=teacher
     python benchmarks/ship_teacher.py tiny/from_scratch --runs runs
 
-The record holds what the weights were made of (values, source digests, commit, versions) and the training curves,
-averaged over hundredths of the run, so that a user sees what a healthy training looks like.
+The record holds the digest of the weights, what they were made of (values, source digests, commit, versions) and the
+training curves, averaged over hundredths of the run, so that a user sees what a healthy training looks like.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ def ship(name: str, overrides: list[str], root: Path, out: Path) -> Path:
     target = out / f"{arm['teacher.name']}.safetensors"
     done = json.loads((folder / "DONE").read_text())
     weights.write_tensors(target, tensors)
-    record = {"spec": name, "overrides": overrides, **json.loads(runs.canonical(node.record)), **done}
+    made = {"spec": name, "overrides": overrides, "sha256": weights.digest(target)}
+    record = {**made, **json.loads(runs.canonical(node.record)), **done}
     weights.write_json(target.with_suffix(".json"), {**record, "curves": curves(folder / "curves.jsonl")})
     return target
 

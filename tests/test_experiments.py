@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 
 import pytest
 import torch
 
-from causvid import build, checks, experiment, spec, weights
+from causvid import build, checks, experiment, schedule, spec, weights
 from causvid.errors import UserError
 
 NAMES = sorted(
@@ -24,12 +25,18 @@ def test_a_shipped_spec_says_what_it_is_for_and_fits(name):
 
 
 @pytest.mark.parametrize("kind", ["bidirectional", "causal"])
-def test_a_shipped_teacher_fits_its_world_and_is_finite_and_small(kind):
+def test_a_shipped_teacher_is_small_and_the_one_of_its_record_and_denoises_clips_of_its_world(kind):
     arm = spec.load("tiny/causvid", [f"teacher={kind}"])
-    path = build.shipped_teacher(arm)
+    path, world = build.shipped_teacher(arm), build.World(arm)
     assert path.stat().st_size <= 8_000_000
-    build.load_network(arm, build.World(arm), build.teacher_rule(arm), path)
-    assert all(torch.isfinite(value).all() for value in weights.read_tensors(path)[0].values())
+    record = json.loads(path.with_suffix(".json").read_text())
+    assert record["sha256"] == weights.digest(path) and record["spec"] in NAMES
+    teacher = build.load_network(arm, world, build.teacher_rule(arm), path)
+    x0, text, _ = world.batch(range(8), "test")
+    t = torch.full(x0.shape[:2], 0.1)
+    noisy = schedule.add_noise(x0, torch.randn(x0.shape, generator=torch.Generator().manual_seed(0)), t)
+    error = (teacher(noisy, t, text).x0 - x0).pow(2).mean().item()
+    assert -10 * math.log10(error / 4) > 34  # dB; what a world of other borders gets is less
 
 
 @pytest.mark.parametrize(
