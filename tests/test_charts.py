@@ -60,6 +60,8 @@ def test_curves_stay_in_the_frame_and_choose_their_scale():
     assert signed is not None and not signed.log and len(signed.lines[0].dots) == 2
     flat = charts.curves("c", "c", "step", {"c": [(0.0, 2.0), (1.0, 2.0)]}, total=50)
     assert flat is not None and "nan" not in flat.lines[0].smooth and flat.lines[0].dots[1][0] < charts.LEFT + 20
+    share = charts.curves("s", "share", "step", {"s": [(0.0, 1.0), (1.0, 1.0)]}, bounds=(0.0, 1.0))
+    assert share is not None and share.lines[0].dots[0][1] == charts.TOP == min(tick.at for tick in share.y_ticks)
     assert charts.curves("none", "", "", {"none": []}) is None
 
 

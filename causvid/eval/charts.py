@@ -167,12 +167,14 @@ def curves(
     note: str = "",
     exact: bool = False,
     may_log: bool = True,
+    bounds: tuple[float, float] = (-math.inf, math.inf),
 ) -> Chart | None:
     """A chart of curves, each a list of (step, value) with finite values only; None where there are none.
 
     The y axis is logarithmic where all values are positive and span a factor of LOG_FROM or more, and it ``may_log``. A
     few stray values must not flatten the rest: the axis covers the middle 99% and all medians, what is beyond is cut at
-    the frame. ``exact``: the points are drawn as they are, however many.
+    the frame. ``exact``: the points are drawn as they are, however many. ``bounds``: values that there can be; the axis
+    ends there.
     """
     series = {label: points for label, points in series.items() if points}
     if not series:
@@ -189,7 +191,7 @@ def curves(
     if not log:
         low = min(0.0, low) if low > 0 and low < 0.5 * high else low
         pad = 0.05 * (high - low) or 0.5 * abs(high) or 1.0
-        low, high = low - (pad if low != 0 else 0), high + pad
+        low, high = max(bounds[0], low - (pad if low != 0 else 0)), min(bounds[1], high + pad)
     elif high / low < 100:
         low, high = low / 1.2, high * 1.2
     start = min(points[0][0] for points in series.values())

@@ -211,7 +211,10 @@ def training_charts(stage: str, training: Training) -> list[charts.Chart]:
         step = "update of the student" if stage == "distill" else "training step"
         title = title[0].upper() + title[1:]
         may_log = name not in HELD_OUT.values()  # shares and decibels are read on a plain axis
-        drawn.append(charts.curves(title, axis[0], step, grouped[name], training.total, note, may_log=may_log))
+        bounds = (0.0, 1.0) if axis[0] == "share" else (-math.inf, math.inf)
+        drawn.append(
+            charts.curves(title, axis[0], step, grouped[name], training.total, note, may_log=may_log, bounds=bounds)
+        )
     return [chart for chart in drawn if chart]
 
 
