@@ -94,6 +94,8 @@ def generate(
         raise UserError("--run and --spec exclude each other: a video is made from a run, or from given weights")
     if sum(given is not None for given in (prompt, prompts, prompts_at, replay)) != 1:
         raise UserError("give a prompt, or a file of them with --prompts, or --prompts-at, or --replay")
+    if prompt is not None and not prompt.strip():
+        raise UserError("the prompt is empty: say what the video shows")
     told = {"policy": on_prompt, "image": image, "how": image_as, "video": video, "strength": strength,
             "cache": cache, "steps": steps, "record": record}  # fmt: skip
     script = _script(prompt, prompts_at, replay, frames, seed, told)

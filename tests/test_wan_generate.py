@@ -178,6 +178,7 @@ def test_overlapping_rollouts_hand_over_the_last_block(place):
 
 WRONG = [
     (["causal"], {}, "give a prompt, or a file"),
+    (["causal", " "], {}, "the prompt is empty"),
     (["causal", "a", "--height", "40"], {}, "multiples of 16, got 40x32"),
     (["causal", "a", "--height", "36"], {}, "multiples of 16, got 36x32"),
     (["causal", "a", "--rollouts", "2", "--frames", "99"], {}, "exclude each other"),
