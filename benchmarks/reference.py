@@ -35,9 +35,12 @@ KEPT = ("student.", "rollout_first.", "rollout_last.", "teacher.", "real.", "tim
 ONCE = (0,)  # arms that are reported, but from which no claim is drawn
 SHOWN = ("ok", "shape", "direction", "fidelity", "contrast", "trajectory", "ok_first_tenth", "ok_last_tenth")
 ROLLOUTS = "student.input={name: self_rollout, given_blocks: 3}"
+WINDOW = "student.cache=trained"  # streams without a sink; the training is the same
 MAIN = {
     "causvid": ("tiny/causvid", [], SEEDS),
     "self_rollout": ("tiny/self_rollout", [], SEEDS),
+    "causvid, window alone": ("tiny/causvid", [WINDOW], SEEDS),
+    "self_rollout, window alone": ("tiny/self_rollout", [WINDOW], SEEDS),
     "causvid, noisy context": ("tiny/causvid", ["student.input.context=noisy"], ONCE),
     "causvid, 2 steps": ("tiny/causvid", ["student.steps=2"], ONCE),
     "causvid, 1 step": ("tiny/causvid", ["student.steps=1"], ONCE),

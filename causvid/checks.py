@@ -206,8 +206,6 @@ def _check_sampling(spec: Spec, world: build.World) -> None:
         raise UserError(f"student.sampler: '{few}' does not stream, as a causal student must")
     if causal:
         build.stream_cache(spec["student.cache"], build.causal_rule(spec), world.latent_shape[0])
-    elif spec["student.cache"]["name"] != "trained":
-        raise UserError("student.cache: for causal students only; this one sees everything at once")
     if hasattr(sampler, "stream") and not causal:
         raise UserError(f"student.sampler: '{few}' streams, and student.causal is false; use few_step")
     build.construct(spec["teacher_sampling"])

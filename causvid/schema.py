@@ -114,7 +114,8 @@ class OdeInit(Training):
 class Student:
     """The few-step student: ``steps`` is a count (a uniform grid, shifted) or a list of times.
 
-    ``cache``: what its streams keep; other than in training it is a ``train_stream_mismatch`` (docs/pitfalls.md).
+    ``cache``: what streams of a causal one keep; other than in training it is a ``train_stream_mismatch``
+    (docs/pitfalls.md).
     """
 
     steps: int | Sequence[float] = number(4, least=0, most=MOST_STEPS)

@@ -280,7 +280,7 @@ def test_a_batch_is_its_rows():
 @pytest.mark.parametrize(
     ("name", "rule"),
     [("trained", SlidingWindow(3, None, 6)), ("full", BlockCausal(3)), ("window", SlidingWindow(3, None, 12)),
-     ({"name": "window", "window_frames": 4}, SlidingWindow(3, None, 4)), ("sink_window", SinkWindow(3, None, 9, 3))],
+     ({"name": "window", "window_frames": 4}, SlidingWindow(3, None, 4)), ("sink_window", SinkWindow(3, None, 3, 3))],
 )  # fmt: skip
 def test_bytes_are_predicted_and_no_others_are_allocated(name, rule):
     engine = toy_engine()

@@ -90,7 +90,8 @@ class SinkAndWindow:
     """A rolling window, and the stream's first frames for ever (attention sinks).
 
     Args:
-        window_frames: latent frames of the window; default the length of a training clip less the sink.
+        window_frames: latent frames of the window; default those of the mask's own, or of a training clip, less the
+            sink: a stream sees as many frames as training did, the oldest replaced by the first.
         sink_frames: latent frames of the sink; default one block.
         position: ``window_relative`` closes the gap between sink and window, ``absolute`` lets it grow without bound.
     """
@@ -102,7 +103,8 @@ class SinkAndWindow:
     def rule(self, mask: Rule, frames: int) -> Rule:
         size, first = _blocks(mask)
         sink = self.sink_frames or first
-        return SinkWindow(size, first, self.window_frames or max(size, frames - sink), sink)
+        seen = min(frames, getattr(mask, "window_frames", frames) + getattr(mask, "sink_frames", 0))
+        return SinkWindow(size, first, self.window_frames or max(size, seen - sink), sink)
 
     def place(self) -> Position | None:
         return _position(self.position)
