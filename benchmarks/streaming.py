@@ -84,7 +84,7 @@ def matches(fitted: shapes_truth.Fit, states: shapes.State, dataset: shapes.Shap
     }
 
 
-def switch(engine: Engine, states: shapes.State, dataset: shapes.Shapes, cache: str) -> dict:
+def switch(engine: Engine, states: shapes.State, dataset: shapes.Shapes, cache: str | None) -> dict:
     """A prompt is changed after a training length; two blocks later a training length is judged."""
     out: dict = {}
     blocks, size = len(engine.mask.blocks(engine.frames)), frames_of_block(engine)
@@ -117,7 +117,7 @@ def switch(engine: Engine, states: shapes.State, dataset: shapes.Shapes, cache: 
     return out
 
 
-def image(engine: Engine, states: shapes.State, dataset: shapes.Shapes, cache: str) -> dict:
+def image(engine: Engine, states: shapes.State, dataset: shapes.Shapes, cache: str | None) -> dict:
     """A rendered frame starts a stream of a training length, in each way."""
     out, frames = {}, dataset.frames
     given = engine.codec.pixel_frames(engine.mask.blocks(engine.frames)[0][1])
@@ -143,7 +143,9 @@ def image(engine: Engine, states: shapes.State, dataset: shapes.Shapes, cache: s
     return out
 
 
-def video(engine: Engine, states: shapes.State, dataset: shapes.Shapes, cache: str, strengths: list[float]) -> dict:
+def video(
+    engine: Engine, states: shapes.State, dataset: shapes.Shapes, cache: str | None, strengths: list[float]
+) -> dict:
     """Rendered videos in another colour are restyled: colour of the prompt, motion of the input."""
     out, frames = {}, dataset.frames
     source = shapes.render(states, frames)
@@ -171,7 +173,7 @@ def video(engine: Engine, states: shapes.State, dataset: shapes.Shapes, cache: s
     return out
 
 
-def long(engine: Engine, states: shapes.State, dataset: shapes.Shapes, cache: str, factor: int) -> dict:
+def long(engine: Engine, states: shapes.State, dataset: shapes.Shapes, cache: str | None, factor: int) -> dict:
     """Many times the training length: a training length judged at 21 places, memory and time per block on the way."""
     session = Session(engine, states.captions, cache=cache)
     length = len(engine.mask.blocks(engine.frames))
@@ -289,7 +291,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--steps", type=int, default=None)
     parser.add_argument("--prompts", type=int, default=128)
-    parser.add_argument("--cache", default="trained")
+    parser.add_argument("--cache", help="cache policy; default the spec's")
     parser.add_argument("--factor", type=int, default=100)
     parser.add_argument("--strengths", type=float, nargs="+", default=[0.4, 0.5, 0.6, 0.7, 0.8, 0.9])
     parser.add_argument("--out", type=Path)

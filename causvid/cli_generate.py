@@ -64,7 +64,7 @@ def generate(
         float | None, typer.Option(help="Time it is noised to, 0 to 1: 1 keeps nothing of it.", **STREAM)
     ] = None,
     cache: Annotated[
-        str | None, typer.Option(help="Cache policy: trained, full, window, sink_window; or with options.", **STREAM)
+        str | None, typer.Option(help="Cache policy, by name or with options; default the spec's.", **STREAM)
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps of a block.", **STREAM)] = None,
     stream: Annotated[

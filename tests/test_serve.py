@@ -347,7 +347,7 @@ BAD = [
     ('{"type": "start", "prompt": "a", "steps": 65}', "from 1 to 64"),
     ('{"type": "start", "prompt": "a", "steps": true}', "from 1 to 64"),
     ('{"type": "start", "prompt": "a", "seed": 1e400}', "from 0 to"),
-    ('{"type": "start", "prompt": "a", "cache": ["full"]}', "accepted: trained"),
+    ('{"type": "start", "prompt": "a", "cache": ["full"]}', "accepted: own, trained"),
     ('{"type": "prompt", "text": "a", "policy": "x"}', "accepted: keep"),
     ('{"type": "video", "on": true, "strength": NaN}', "above 0"), ('{"type": "video", "on": 1}', "true or false"),
     (json.dumps({"type": "prompt", "text": "a" * 2001}), "expected text"), ("x" * 20000, "at most 16384"),

@@ -19,7 +19,8 @@ MOST_TEXT = 16_384  # bytes of a JSON message
 MOST_PROMPT = 2_000  # characters
 MOST_FRAMES = 64  # of a binary message
 PICTURE, FRAMES = 1, 2  # first byte of a binary message
-CACHES = ("trained", "full", "window", "sink_window")
+OWN = "own"  # the cache policy that the checkpoint's spec names
+CACHES = (OWN, "trained", "full", "window", "sink_window")
 # kind -> (field, whether it may be left out)
 FIELDS: dict[str, dict[str, bool]] = {
     "start": {"prompt": False, "checkpoint": True, "cache": True, "steps": True, "seed": True, "how": True},

@@ -20,7 +20,7 @@ import numpy as np
 
 from causvid.errors import UserError
 from causvid.serve.checkpoints import Checkpoint
-from causvid.serve.messages import FRAMES, MOST_FRAMES, PICTURE, Malformed, Rate, frames_of, parse
+from causvid.serve.messages import FRAMES, MOST_FRAMES, OWN, PICTURE, Malformed, Rate, frames_of, parse
 from causvid.serve.worker import MOST_REPLAYED
 from causvid.streaming.moment import STRENGTH
 from causvid.streaming.sources import read_image
@@ -92,14 +92,15 @@ class Viewer:
         self.send({"type": "error", "message": message[:500]})
 
     def _on_start(
-        self, prompt: str, checkpoint: str | None = None, cache: str = "trained", steps: int | None = None,
+        self, prompt: str, checkpoint: str | None = None, cache: str = OWN, steps: int | None = None,
         seed: int = 0, how: str = "alone",
     ) -> None:  # fmt: skip
         name = checkpoint or next(iter(self._checkpoints))
         if name not in self._checkpoints:
             raise Malformed(f"no checkpoint '{name[:80]}'; accepted: {', '.join(self._checkpoints)}")
         self._options = {
-            "checkpoint": name, "prompt": prompt, "cache": cache, "steps": steps, "seed": seed, "how": how
+            "checkpoint": name, "prompt": prompt, "cache": None if cache == OWN else cache, "steps": steps,
+            "seed": seed, "how": how,
         }  # fmt: skip
         self._live = self._paused = False
         self._prompt = prompt
