@@ -277,6 +277,18 @@ def test_another_cache_than_in_training_is_a_mismatch_that_is_named():
     assert any(line.startswith("train_stream_mismatch: trained under SlidingWindow") for line in lines)
 
 
+def test_a_stream_of_the_tiny_world_sees_in_a_clips_length_what_training_showed_and_never_more_frames():
+    arm = load("tiny/causvid")
+    mask, cache = build.causal_rule(arm), build.stream_cache(arm["student.cache"], build.causal_rule(arm), 12)
+    frame = torch.arange(120)
+    seen, trained = (rule.sees(frame[:, None], frame[None]) for rule in (cache.rule, mask))
+    assert torch.equal(seen[:12, :12], trained[:12, :12])
+    for row in seen[12:]:
+        visible = frame[row]
+        assert len(visible) == 12 and visible[:3].tolist() == [0, 1, 2]  # the first block, and a window of three
+        assert cache.position.place(visible, visible).tolist() == list(range(12))
+
+
 def test_a_cache_that_can_not_be_is_refused_before_anything_runs():
     with pytest.raises(UserError, match="cache 'window'"):
         checks.check(load("tiny/causvid", ["student.cache={name: window, window_frames: 2}"]))
