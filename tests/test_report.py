@@ -26,7 +26,8 @@ from causvid.eval.report import (
     render,
     training_charts,
 )
-from causvid.eval.tables import arms, fewest_equal, interval_charts, ratio, seconds, tables, verdicts
+from causvid.eval.statistics import wilson
+from causvid.eval.tables import arms, difference, fewest_equal, interval_charts, ratio, seconds, tables, verdicts
 from causvid.runs import Context
 from causvid.stages.report import Report
 from causvid.weights import write_json, write_tensors
@@ -182,19 +183,35 @@ def test_absent_arms_rollouts_and_curves_are_left_out():
     assert assert_self_contained(render(findings(metrics={}, timings={}))).count("video") == 3
 
 
-def judged(ok_high=0.97, fidelity=34.5, contrast=0.93, count=8):
-    full = {"student.ok": 0.97, "student.fidelity": 35.0, "student.contrast": 0.95}
-    cut = {"ok.high": ok_high, "fidelity": fidelity, "contrast": contrast}
-    return full | {f"teacher_{count}.{key}": value for key, value in cut.items() if value is not None}
+def judged(ok=0.95, fidelity=34.5, contrast=0.93, count=8, of=200):
+    """Metrics of a student and of its teacher in ``count`` steps; ``of`` videos were judged."""
+    out = {"student.fidelity": 35.0, "student.contrast": 0.95, f"teacher_{count}.fidelity": fidelity,
+           f"teacher_{count}.contrast": contrast}  # fmt: skip
+    for arm, share in (("student", 0.97), (f"teacher_{count}", ok)):
+        low, high = wilson(share * of, of)
+        out |= {f"{arm}.ok": share, f"{arm}.ok.low": low, f"{arm}.ok.high": high}
+    return {key: value for key, value in out.items() if value is not None}
+
+
+def test_the_interval_of_a_difference_is_newcombes():
+    """Newcombe (1998), Statistics in Medicine 17:873, table II, case (a), method 10: 56 of 70 and 48 of 80."""
+    low, high = difference((56 / 70, *wilson(56, 70)), (48 / 80, *wilson(48, 80)))
+    assert (low, high) == pytest.approx((0.0524, 0.3339), abs=5e-5)
+    assert difference((48 / 80, *wilson(48, 80)), (56 / 70, *wilson(56, 70))) == pytest.approx((-high, -low))
+
+
+def test_one_miss_in_256_against_none_is_chance_and_ten_are_not():
+    none = (1.0, *wilson(256, 256))
+    assert difference((255 / 256, *wilson(255, 256)), none)[1] > 0 > difference((246 / 256, *wilson(246, 256)), none)[1]
 
 
 @pytest.mark.parametrize(
     ("changes", "reasons"),
     [
         ({}, []),
-        ({"ok_high": 0.9999}, []),
-        ({"ok_high": 0.97 - 1e-12}, []),  # an interval that ends there but for the last bit
-        ({"ok_high": 0.96}, ["ok is at most 0.960, against 0.970"]),
+        ({"ok": 1.0}, []),
+        ({"ok": 0.97 - 1e-12}, []),
+        ({"ok": 0.9}, ["ok is 0.900, against 0.970"]),
         ({"fidelity": 34.01}, []),
         ({"fidelity": 33.9}, ["fidelity is 1.1 dB lower"]),
         ({"fidelity": 60.0}, []),
@@ -203,7 +220,7 @@ def judged(ok_high=0.97, fidelity=34.5, contrast=0.93, count=8):
         ({"contrast": 1.05}, []),
         ({"contrast": 1.2}, ["contrast is 1.20, against 0.95"]),  # sharper than the truth is wrong, too
         ({"fidelity": None, "contrast": None}, []),
-        ({"ok_high": 0.5, "fidelity": 20.0, "contrast": 0.1}, ["ok", "fidelity", "contrast"]),
+        ({"ok": 0.5, "fidelity": 20.0, "contrast": 0.1}, ["ok", "fidelity", "contrast"]),
     ],
 )
 def test_as_good_as_the_student(changes, reasons):
@@ -215,11 +232,11 @@ def test_as_good_as_the_student(changes, reasons):
 
 
 def test_fewest_steps_of_equal_quality():
-    numbers = judged(ok_high=0.9, count=4) | judged(count=8) | judged(count=16) | judged(count=60)
+    numbers = judged(ok=0.9, count=4) | judged(count=8) | judged(count=16) | judged(count=60)
     found = verdicts(numbers, 50, [16, 4, 8, 50, 60, 32])  # 32 was not sampled; 50 and 60 are not fewer
     assert [(v.steps, v.equal) for v in found] == [(4, False), (8, True), (16, True)]
     assert fewest_equal(found, 50) == 8
-    assert fewest_equal(verdicts(judged(ok_high=0.1), 50, [8]), 50) == 50
+    assert fewest_equal(verdicts(judged(ok=0.1), 50, [8]), 50) == 50
     assert verdicts({"student.fidelity": 1.0}, 50, [8]) == []
 
 

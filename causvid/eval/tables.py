@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -77,6 +78,9 @@ GAP_NOTE = (
 FREE = ("size", "ground", "start_x", "start_y")  # judged as gaps over the set; their means say nothing
 
 
+Share = tuple[float, float, float]
+
+
 @dataclass(frozen=True)
 class Verdict:
     """Whether the teacher at fewer steps is as good as the student, and if not, why."""
@@ -86,20 +90,32 @@ class Verdict:
     reasons: tuple[str, ...]
 
 
+def difference(first: Share, second: Share) -> tuple[float, float]:
+    """95% interval of ``first`` - ``second`` from their Wilson intervals (Newcombe 1998, method 10).
+
+    Args:
+        first, second: (share, low, high).
+    """
+    (p, low_p, high_p), (q, low_q, high_q) = first, second
+    return p - q - math.hypot(p - low_p, high_q - q), p - q + math.hypot(high_p - p, q - low_q)
+
+
 def verdicts(metrics: Metrics, full: int, counts: Sequence[int]) -> list[Verdict]:
     """Compare the teacher at each of ``counts`` steps below ``full`` with the student, fewest first.
 
-    Equal: the 95% interval of the teacher's ``ok`` reaches the student's mean, its fidelity is at most
+    Equal: the 95% interval of the difference of their ``ok`` reaches 0, the teacher's fidelity is at most
     FIDELITY_TOLERANCE below the student's, and its contrast is at most CONTRAST_TOLERANCE further from 1. A measure
     that either lacks is not asked; without ``ok`` nothing can be said.
     """
     out = []
     for steps in sorted({count for count in counts if count < full}):
-        wanted, top = metrics.get("student.ok"), metrics.get(f"teacher_{steps}.ok.high")
-        if wanted is None or top is None:
+        here, wanted = (
+            [metrics.get(f"{arm}.ok{end}") for end in ("", ".low", ".high")] for arm in (f"teacher_{steps}", "student")
+        )
+        if None in (*here, *wanted):
             continue
-        # An interval that ends at 1 may do so but for the last bit.
-        reasons = [] if top >= wanted - 1e-9 else [f"ok is at most {top:.3f}, against {wanted:.3f}"]
+        within = difference(tuple(here), tuple(wanted))[1] >= 0  # type: ignore[arg-type]
+        reasons = [] if within else [f"ok is {here[0]:.3f}, against {wanted[0]:.3f}"]
         best, here = (metrics.get(f"{arm}.fidelity") for arm in ("student", f"teacher_{steps}"))
         if best is not None and here is not None and here < best - FIDELITY_TOLERANCE:
             reasons.append(f"fidelity is {best - here:.1f} dB lower")
