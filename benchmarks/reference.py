@@ -49,6 +49,7 @@ MAIN = {
     "self_rollout, 2 steps": ("tiny/self_rollout", ["student.steps=2"], ONCE),
     "self_rollout, 1 step": ("tiny/self_rollout", ["student.steps=1"], ONCE),
 }
+FRESH = ("causvid", "self_rollout")
 TABLE = "ablations/teacher_x_init"
 
 
@@ -119,7 +120,7 @@ def fresh(root: Path, out: Path) -> None:
     found = {"teacher": {"0": judge(world, many_steps(base, world))}}
     for name, seed, arm in arms("main"):
         distill = next(node for node in experiment.plan(arm, "evaluate") if node.name == "distill")
-        if MAIN[name][2] is SEEDS and store.done(distill):
+        if name in FRESH and store.done(distill):
             found.setdefault(name, {})[str(seed)] = judge(world, few_steps(arm, world, store.folder(distill)))
     weights.write_json(out / "fresh.json", found)
     print(out / "fresh.json")

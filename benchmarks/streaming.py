@@ -85,7 +85,10 @@ def matches(fitted: shapes_truth.Fit, states: shapes.State, dataset: shapes.Shap
 
 
 def switch(engine: Engine, states: shapes.State, dataset: shapes.Shapes, cache: str | None) -> dict:
-    """A prompt is changed after a training length; two blocks later a training length is judged."""
+    """A prompt is changed after a training length; two blocks later a training length is judged, and the one after it.
+
+    In that one nothing is left of the blocks before the switch but a sink.
+    """
     out: dict = {}
     blocks, size = len(engine.mask.blocks(engine.frames)), frames_of_block(engine)
     for policy in ("keep", "recache", "cut"):
@@ -94,9 +97,15 @@ def switch(engine: Engine, states: shapes.State, dataset: shapes.Shapes, cache: 
             session = Session(engine, states.captions, cache=cache)
             before = shapes_truth.fit(stream(session, blocks))
             session.prompt(new.captions, policy)
-            after = stream(session, blocks + 2)
+            after = stream(session, 2 * blocks + 2)
+            soon, late = 2 * size, (blocks + 2) * size
+            places = {
+                "at_once": after[:, :soon],
+                "two_blocks_later": after[:, soon:late],
+                "a_length_later": after[:, late:],
+            }
             rows = {}
-            for name, frames in {"at_once": after[:, : 2 * size], "two_blocks_later": after[:, 2 * size :]}.items():
+            for name, frames in places.items():
                 fitted = shapes_truth.fit(frames)
                 found = matches(fitted, new, dataset)
                 kept = found["shape"] & found["colour" if what == "direction" else "direction"]
@@ -305,7 +314,12 @@ def main() -> None:
     engine = engine.with_steps(told.steps)
     dataset = world.dataset
     states = dataset.states(range(told.prompts), "test")
-    out = {"prompts": told.prompts, "cache": told.cache, "times": list(engine.times), "run": told.run or "shipped"}
+    out = {
+        "prompts": told.prompts,
+        "cache": dict(engine.policy(told.cache)),
+        "times": list(engine.times),
+        "run": told.run or "shipped",
+    }
     for part in told.parts:
         made = {
             "switch": lambda: switch(engine, states, dataset, told.cache),

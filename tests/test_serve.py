@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import os
@@ -11,6 +12,7 @@ import struct
 import urllib.error
 import urllib.request
 import zlib
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -25,6 +27,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from causvid.data.clips import png
 from causvid.errors import UserError
 from causvid.serve.messages import Malformed, Rate, parse
+from causvid.serve.viewer import Viewer
 from causvid.serve.worker import Worker
 from causvid.streaming import record as records
 from causvid.streaming.session import Session
@@ -189,6 +192,18 @@ class Said(list):
     """A pipe that keeps what a worker says."""
 
     send = list.append
+
+
+@pytest.mark.parametrize(("asked", "policy"), [({}, None), ({"cache": "own"}, None), ({"cache": "full"}, "full")])
+def test_a_page_streams_as_the_checkpoints_spec_says_unless_it_asks_otherwise(asked, policy):
+    said: list[tuple] = []
+    viewer = Viewer(lambda *told: bool(said.append(told) or True), TOYS)
+    asyncio.run(viewer.heard(json.dumps({"type": "start", "prompt": RED, **asked})))
+    options = next(part for part in said[-1] if isinstance(part, dict))
+    assert options["cache"] == policy
+    engine = replace(toy_engine(), cache={"name": "sink_window"})  # its mask has no sink
+    rule = Session(engine, RED, cache=options["cache"]).moment.cache.rule
+    assert rule.sees(30, 0) and rule.sees(30, 20) == (policy == "full")
 
 
 def test_going_back_far_makes_nobody_wait():

@@ -11,6 +11,7 @@ from stream_toys import BLUE, CODECS, RED, pixels, toy_engine, wan_engine
 
 from causvid import weights
 from causvid.attention.masks import BlockCausal, SinkWindow, SlidingWindow
+from causvid.attention.policies import SinkAndWindow
 from causvid.attention.positions import WindowRelative
 from causvid.errors import UserError
 from causvid.randomness import Draw
@@ -192,6 +193,20 @@ def test_cutting_forgets_the_context():
     assert torch.allclose(made, x0, atol=1e-5)
 
 
+@pytest.mark.parametrize(("picture", "first"), [(False, 6), (True, 4)])
+def test_after_a_cut_the_sink_is_the_block_that_follows(picture, first):
+    """Also where the first block of all is a picture, shorter than the others; and again after a second cut."""
+    session = Session(toy_engine(), RED, cache={"name": "sink_window", "window_frames": 6, "sink_frames": 3})
+    if picture:
+        session.image(torch.zeros(3, *session.engine.pixel_size, dtype=torch.uint8), "alone")
+    latents(session, 2)
+    for begins in (first, first + 12):
+        session.prompt(BLUE, "cut")
+        for kept in ([], [0, 1, 2], [0, 1, 2, 3, 4, 5], [0, 1, 2, 6, 7, 8]):  # of all blocks but the last
+            session.step()
+            assert [frame - begins for frame in session.moment.cache.frames] == kept
+
+
 def test_the_digest_is_over_latents_and_frames():
     session, state = Session(toy_engine(), RED), b""
     for _ in range(2):
@@ -295,6 +310,16 @@ def test_bytes_are_predicted_and_no_others_are_allocated(name, rule):
                     for kv in layers for x in kv}  # fmt: skip
         assert footprint.after(seen, max(0, blocks - 1)) == cache.bytes == sum(storages.values())
         session.step()
+
+
+@pytest.mark.parametrize(
+    ("mask", "rule"),
+    [(BlockCausal(3), SinkWindow(3, 3, 9, 3)), (SlidingWindow(3, None, 12), SinkWindow(3, 3, 9, 3)),
+     (SlidingWindow(3, None, 6), SinkWindow(3, 3, 3, 3)), (SlidingWindow(3, None, 3), SinkWindow(3, 3, 3, 3)),
+     (SinkWindow(3, None, 6, 3), SinkWindow(3, 3, 6, 3)), (BlockCausal(3, 1), SinkWindow(3, 1, 11, 1))],
+)  # fmt: skip
+def test_a_sink_and_its_window_are_as_long_as_what_training_saw_with_a_block_at_least(mask, rule):
+    assert SinkAndWindow().rule(mask, 12) == rule
 
 
 def test_positions_are_those_of_the_policy():

@@ -293,6 +293,8 @@ def test_a_cache_that_can_not_be_is_refused_before_anything_runs():
     with pytest.raises(UserError, match="cache 'window'"):
         checks.check(load("tiny/causvid", ["student.cache={name: window, window_frames: 2}"]))
     assert "accepted" in refused("tiny/causvid", ["student.cache=ring"])
+    several = ["student.causal=false", "student.sampler=few_step", *NOISY, "student.input=backward_simulation"]
+    checks.check(load("tiny/causvid", [*several, "init=teacher"]))  # a cache of what does not stream says nothing
 
 
 class Slow:

@@ -90,8 +90,8 @@ class SinkAndWindow:
     """A rolling window, and the stream's first frames for ever (attention sinks).
 
     Args:
-        window_frames: latent frames of the window; default those of the mask's own, or of a training clip, less the
-            sink: a stream sees as many frames as training did, the oldest replaced by the first.
+        window_frames: latent frames of the window; default what a block saw in training, by the mask's window or the
+            length of a clip, less the sink, and a block at least: the oldest frames are replaced by the first.
         sink_frames: latent frames of the sink; default one block.
         position: ``window_relative`` closes the gap between sink and window, ``absolute`` lets it grow without bound.
     """

@@ -147,7 +147,7 @@ def matte(shape: Tensor, radius: Tensor, centres: Tensor) -> Tensor:
 
     A shape's area goes with the square of its inradius, and a border that fades over [-EDGE/2, EDGE/2] covers the mean
     of the areas along it: those of the inradius a + d, in the mean a^2 + EDGE^2/12. So the half-covered line is drawn
-    at an inradius that is less by that, and the area is exact.
+    at an inradius that is less by that, and the area is exact from LEAST_RADIUS on.
 
     Args:
         shape: index into SHAPES, ``b``.
@@ -247,6 +247,9 @@ class Shapes:
         seed: seed of the world.
         speed: the slowest and the fastest motion, pixels per frame.
         radius: the smallest and the largest shape: radius of the circle of equal area, pixels.
+
+    Raises:
+        ValueError: a speed outside (0, MOST_SPEED), a radius outside (LEAST_RADIUS, MOST_RADIUS), or no ascending pair.
     """
 
     vocabulary = WORDS

@@ -16,7 +16,7 @@ MAX_FIDELITY = 60.0  # dB
 class Memory:
     """How near videos come to the real clip of their caption: for models that memorise a few clips.
 
-    Per video: ``ok`` (1 where the nearest real clip is the caption's own), ``fidelity`` (PSNR in dB against it).
+    Per video: ``ok`` (whether the nearest real clip is the caption's own), ``fidelity`` (PSNR in dB against it).
     """
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class Memory:
         for video, prompt in zip(videos.float(), prompts, strict=True):
             error = (self._clips[:, : len(video)] - video[: self._clips.shape[1]]).pow(2).mean((1, 2, 3, 4))
             own = torch.tensor([caption == prompt for caption in self._captions])
-            ok.append(float(own[error.argmin()]))
+            ok.append(bool(own[error.argmin()]))
             fidelity.append((10 * torch.log10(4 / error[own].min().clamp(min=1e-12))).clamp(max=MAX_FIDELITY))
         return {"ok": torch.tensor(ok), "fidelity": torch.stack(fidelity)}
 

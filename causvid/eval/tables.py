@@ -91,7 +91,8 @@ class Verdict:
 
 
 def difference(first: Share, second: Share) -> tuple[float, float]:
-    """95% interval of ``first`` - ``second`` from their Wilson intervals (Newcombe 1998, method 10).
+    """95% interval of ``first`` - ``second`` from their Wilson intervals (Newcombe 1998, method 10), as of
+    independent samples.
 
     Args:
         first, second: (share, low, high).
@@ -100,22 +101,25 @@ def difference(first: Share, second: Share) -> tuple[float, float]:
     return p - q - math.hypot(p - low_p, high_q - q), p - q + math.hypot(high_p - p, q - low_q)
 
 
+def _share(metrics: Metrics, arm: str) -> Share | None:
+    share, low, high = (metrics.get(f"{arm}.ok{end}") for end in ("", ".low", ".high"))
+    return None if share is None or low is None or high is None else (share, low, high)
+
+
 def verdicts(metrics: Metrics, full: int, counts: Sequence[int]) -> list[Verdict]:
     """Compare the teacher at each of ``counts`` steps below ``full`` with the student, fewest first.
 
-    Equal: the 95% interval of the difference of their ``ok`` reaches 0, the teacher's fidelity is at most
-    FIDELITY_TOLERANCE below the student's, and its contrast is at most CONTRAST_TOLERANCE further from 1. A measure
-    that either lacks is not asked; without ``ok`` nothing can be said.
+    Equal: the 95% interval of the teacher's ``ok`` less the student's does not lie below 0, the teacher's fidelity is
+    at most FIDELITY_TOLERANCE below the student's, and its contrast at most CONTRAST_TOLERANCE further from 1. A
+    measure that either lacks is not asked; without ``ok`` nothing can be said.
     """
     out = []
     for steps in sorted({count for count in counts if count < full}):
-        here, wanted = (
-            [metrics.get(f"{arm}.ok{end}") for end in ("", ".low", ".high")] for arm in (f"teacher_{steps}", "student")
-        )
-        if None in (*here, *wanted):
+        cut, wanted = (_share(metrics, arm) for arm in (f"teacher_{steps}", "student"))
+        if cut is None or wanted is None:
             continue
-        within = difference(tuple(here), tuple(wanted))[1] >= 0  # type: ignore[arg-type]
-        reasons = [] if within else [f"ok is {here[0]:.3f}, against {wanted[0]:.3f}"]
+        within = difference(cut, wanted)[1] >= 0
+        reasons = [] if within else [f"ok is {cut[0]:.3f}, against {wanted[0]:.3f}"]
         best, here = (metrics.get(f"{arm}.fidelity") for arm in ("student", f"teacher_{steps}"))
         if best is not None and here is not None and here < best - FIDELITY_TOLERANCE:
             reasons.append(f"fidelity is {best - here:.1f} dB lower")
