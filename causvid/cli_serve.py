@@ -38,7 +38,7 @@ def serve(
     threads: Annotated[int, typer.Option(min=0, help="Of the process that computes; 0 takes every core.")] = 0,
     runs: Annotated[Path, typer.Option("--runs", envvar="CAUSVID_RUNS", help="Folder of all results.")] = Path("runs"),
 ) -> None:
-    """Serve a page with a live stream: prompts, pictures, a webcam, branches, a record. Needs causvid[serve].
+    """Serve a page with a live stream: prompts, pictures, a webcam, branches, a record. Needs causvid\\[serve].
 
     The last line on stdout is the page's address. Without a run it streams the tiny world's causal teacher.
 

@@ -279,7 +279,10 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
         reasons.append("the spec's name or its differences from its base changed")
     if old.get("facts") != new.get("facts"):
         reasons.append("what is sampled or who can judge changed")
-    for kind, text in (("sources", "source of {} changed"), ("files", "file {} changed"), ("inputs", "{} is new")):
-        names = dict.fromkeys([*old[kind], *new[kind]])
-        reasons += [text.format(name) for name in names if old[kind].get(name) != new[kind].get(name)]
-    return reasons
+    for kind, what in (("sources", "source of "), ("files", "file ")):
+        then, now = old[kind], new[kind]
+        reasons += [f"{what}{name} changed" for name in then if name in now and then[name] != now[name]]
+        reasons += [f"{what}{name} is read now" for name in now if name not in then]
+        reasons += [f"{what}{name} is no longer read" for name in then if name not in now]
+    names = dict.fromkeys([*old["inputs"], *new["inputs"]])
+    return reasons + [f"{name} is new" for name in names if old["inputs"].get(name) != new["inputs"].get(name)]

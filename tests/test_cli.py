@@ -27,6 +27,8 @@ def call(capsys, *arguments):
     ("arguments", "words"),
     [
         (["run", "tiny/causvid", "los.name=dmd"], "did you mean 'loss'?"),
+        (["run", "tiny/causvid", "distill.batch=many"], "distill.batch: "),
+        (["run", "tiny/causvid", "loss=dmdd"], "accepted: dmd"),
         (["run", "tiny/nothing"], "no spec 'tiny/nothing'"),
         (["plan", "tiny/from_scratch", "student.steps=5"], "no state at t"),
         (["list", "lossy"], "did you mean 'loss'?"),

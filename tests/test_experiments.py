@@ -11,6 +11,8 @@ import torch
 
 from causvid import build, checks, experiment, schedule, spec, weights
 from causvid.errors import UserError
+from causvid.eval.shapes_truth import ShapesTruth
+from causvid.stages.sample import SPLIT, from_bytes, held_out, student_with
 
 NAMES = sorted(
     str(path.relative_to(spec.experiments_folder()).with_suffix(""))
@@ -37,6 +39,28 @@ def test_a_shipped_teacher_is_small_and_the_one_of_its_record_and_denoises_clips
     noisy = schedule.add_noise(x0, torch.randn(x0.shape, generator=torch.Generator().manual_seed(0)), t)
     error = (teacher(noisy, t, text).x0 - x0).pow(2).mean().item()
     assert -10 * math.log10(error / 4) > 34  # dB; what a world of other borders gets is less
+
+
+@pytest.mark.slow
+def test_the_tiny_world_is_hard_in_both_ways_that_the_method_is_about():
+    """32 held-out pairs: a teacher draws them; in 4 steps it loses sharpness, and its weights run causally the caption."""
+    arm = spec.load("tiny/causvid")
+    path, world, judge = build.shipped_teacher(arm), build.World(arm), ShapesTruth()
+    teacher = build.load_network(arm, world, build.teacher_rule(arm), path)
+    untrained = student_with(arm, world, build.load_network(arm, world, build.student_rule(arm), path))
+
+    def scores(clips):
+        videos = from_bytes(held_out(world, range(32), clips))
+        found = judge(videos, world.prompts(range(32), SPLIT)[0])
+        return [found[name].float().mean().item() for name in ("ok", "contrast")]
+
+    def by_teacher(steps):
+        sampler = build.teacher_sampler(arm, steps)
+        return lambda text, free, draw: sampler(teacher, draw.normal("noise", *world.latent_shape), text, free).last
+
+    (ok, contrast), (_, cut) = scores(by_teacher(50)), scores(by_teacher(4))
+    assert ok >= 0.95 and cut <= contrast - 0.10
+    assert scores(lambda text, free, draw: untrained(world.latent_shape, text, draw))[0] <= ok / 2
 
 
 @pytest.mark.parametrize(

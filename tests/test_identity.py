@@ -213,6 +213,9 @@ def test_explain_compares_with_the_nearest_result_and_names_files(tmp_path):
         store.execute([node_of(name, held)], Spec("x", {}), print)
     held.write_text("3")
     assert store.explain(node_of("gan", held)) == "would run: file weights.bin changed"
+    other = held.rename(tmp_path / "other.bin")
+    told = store.explain(node_of("gan", other))
+    assert told == "would run: file other.bin is read now; file weights.bin is no longer read"
 
 
 def test_a_file_that_is_missing_is_told(tmp_path):
