@@ -43,7 +43,7 @@ def test_a_shipped_teacher_is_small_and_the_one_of_its_record_and_denoises_clips
 
 @pytest.mark.slow
 def test_the_tiny_world_is_hard_in_both_ways_that_the_method_is_about():
-    """32 held-out pairs: a teacher draws them; in 4 steps it loses sharpness, and its weights run causally the caption."""
+    """32 held-out pairs: a teacher draws them; in 4 steps it loses sharpness, its weights run causally the caption."""
     arm = spec.load("tiny/causvid")
     path, world, judge = build.shipped_teacher(arm), build.World(arm), ShapesTruth()
     teacher = build.load_network(arm, world, build.teacher_rule(arm), path)
