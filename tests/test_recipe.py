@@ -148,7 +148,8 @@ def test_a_monitor_judges_what_trains_and_changes_no_weight(first, folder, tmp_p
 def test_a_student_streams_under_its_cache_policy_as_one_whose_mask_that_is(first, folder):
     """The stream under another rule is that of a network with this rule as its mask."""
     toy = toy_spec(folder)
-    arm, other = spec.load(toy, ["student.cache=full"]), spec.load(toy, ["causal.mask=block_causal"])
+    arm = spec.load(toy, ["student.cache=full"])
+    other = spec.load(toy, ["student.cache=trained", "causal.mask=block_causal"])
     weights = next((folder / "runs" / "distill").glob("*/weights.safetensors")).parent
     world = build.World(arm)
     text, shape = (
