@@ -285,7 +285,7 @@ def test_a_stream_of_the_tiny_world_sees_in_a_clips_length_what_training_showed_
     assert torch.equal(seen[:12, :12], trained[:12, :12])
     for row in seen[12:]:
         visible = frame[row]
-        assert len(visible) == 12 and visible[:3].tolist() == [0, 1, 2]  # the first block, and a window of three
+        assert len(visible) == 12 and visible[:3].tolist() == [0, 1, 2]  # the first block, and a window of nine frames
         assert cache.position.place(visible, visible).tolist() == list(range(12))
 
 
