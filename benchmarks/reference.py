@@ -90,11 +90,13 @@ def write(which: str, root: Path, out: Path) -> None:
     found: dict[str, dict[int, dict[str, float]]] = {}
     missing: list[str] = []
     healthy: dict[str, dict[str, dict]] = {}
+    trained: set[Path] = set()
     for name, seed, arm in arms(which):
         *before, node = experiment.plan(arm, "evaluate")
         if store.done(node):
-            if seed == SEEDS[0]:
-                logged = {each.name: store.folder(each) / "curves.jsonl" for each in before}
+            logged = {each.name: store.folder(each) / "curves.jsonl" for each in before}
+            if seed == SEEDS[0] and logged["distill"] not in trained:  # arms that share their training have one entry
+                trained.add(logged["distill"])
                 healthy[name] = {stage: curves(path, 50) for stage, path in logged.items() if path.is_file()}
             sampled = next(each for each in before if each.name == "sample")
             timings = json.loads((store.folder(sampled) / "timings.json").read_text())

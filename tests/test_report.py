@@ -27,7 +27,7 @@ from causvid.eval.report import (
     training_charts,
 )
 from causvid.eval.statistics import wilson
-from causvid.eval.tables import arms, difference, fewest_equal, interval_charts, ratio, seconds, tables, verdicts
+from causvid.eval.tables import arms, fewest_equal, interval_charts, ratio, seconds, tables, verdicts
 from causvid.runs import Context
 from causvid.stages.report import Report
 from causvid.weights import write_json, write_tensors
@@ -191,18 +191,6 @@ def judged(ok=0.95, fidelity=34.5, contrast=0.93, count=8, of=200):
         low, high = wilson(share * of, of)
         out |= {f"{arm}.ok": share, f"{arm}.ok.low": low, f"{arm}.ok.high": high}
     return {key: value for key, value in out.items() if value is not None}
-
-
-def test_the_interval_of_a_difference_is_newcombes():
-    """Newcombe (1998), Statistics in Medicine 17:873, table II, case (a), method 10: 56 of 70 and 48 of 80."""
-    low, high = difference((56 / 70, *wilson(56, 70)), (48 / 80, *wilson(48, 80)))
-    assert (low, high) == pytest.approx((0.0524, 0.3339), abs=5e-5)
-    assert difference((48 / 80, *wilson(48, 80)), (56 / 70, *wilson(56, 70))) == pytest.approx((-high, -low))
-
-
-def test_one_miss_in_256_against_none_is_chance_and_ten_are_not():
-    none = (1.0, *wilson(256, 256))
-    assert difference((255 / 256, *wilson(255, 256)), none)[1] > 0 > difference((246 / 256, *wilson(246, 256)), none)[1]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from causvid.eval.statistics import interval, over_seeds, wilson
+from causvid.eval.statistics import difference, interval, over_seeds, wilson
 
 
 @pytest.mark.parametrize(
@@ -91,3 +91,15 @@ def test_two_seeds_by_hand():
 def test_one_seed_has_no_interval():
     mean, low, high = over_seeds([0.7])
     assert mean == 0.7 and math.isnan(low) and math.isnan(high)
+
+
+def test_the_interval_of_a_difference_is_newcombes():
+    """Newcombe (1998), Statistics in Medicine 17:873, table II, case (a), method 10: 56 of 70 and 48 of 80."""
+    low, high = difference((56 / 70, *wilson(56, 70)), (48 / 80, *wilson(48, 80)))
+    assert (low, high) == pytest.approx((0.0524, 0.3339), abs=5e-5)
+    assert difference((48 / 80, *wilson(48, 80)), (56 / 70, *wilson(56, 70))) == pytest.approx((-high, -low))
+
+
+def test_one_miss_in_256_against_none_is_chance_and_ten_are_not():
+    none = (1.0, *wilson(256, 256))
+    assert difference((255 / 256, *wilson(255, 256)), none)[1] > 0 > difference((246 / 256, *wilson(246, 256)), none)[1]

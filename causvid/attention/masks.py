@@ -2,7 +2,7 @@
 
 A rule divides frames into blocks and says whether a query frame sees a key frame. The answer is constant over the
 queries of a block. Windows are anchored at the block's nominal end, count the block itself and exclude sinks. Nothing
-else in causvid decides visibility or what a streaming cache may forget.
+else in causvid decides visibility or what a streaming cache may forget, but since.py for a stream that begins anew.
 
 Predicates are plain integer arithmetic, so they work on Python ints, on tensors, and inside flex attention.
 """

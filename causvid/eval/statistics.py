@@ -1,4 +1,4 @@
-"""Intervals: of a mean over prompts, and of a mean over training seeds."""
+"""Intervals: of a mean over prompts, of a difference of proportions, and of a mean over training seeds."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from causvid.randomness import key
 Z95 = 1.959963984540054
 # Two-sided 95% quantiles of Student's t for 1 to 10 degrees of freedom.
 T95 = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)
+Share = tuple[float, float, float]  # a proportion and its interval: (share, low, high)
 
 
 def wilson(successes: float, count: int) -> tuple[float, float]:
@@ -24,6 +25,15 @@ def wilson(successes: float, count: int) -> tuple[float, float]:
     spread = Z95 * math.sqrt(share * (1 - share) / count + Z95**2 / (4 * count**2))
     scale = 1 + Z95**2 / count
     return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)
+
+
+def difference(first: Share, second: Share) -> tuple[float, float]:
+    """95% interval of ``first`` - ``second`` from their Wilson intervals, as of independent samples.
+
+    Newcombe 1998, method 10.
+    """
+    (p, low_p, high_p), (q, low_q, high_q) = first, second
+    return p - q - math.hypot(p - low_p, high_q - q), p - q + math.hypot(high_p - p, q - low_q)
 
 
 def interval(values: Tensor, draws: int = 2000) -> tuple[float, float]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from causvid.eval import charts
+from causvid.eval.statistics import Share, difference
 
 # How far a teacher cut to fewer steps may fall behind the student and still be called equal.
 FIDELITY_TOLERANCE = 1.0  # dB
@@ -78,9 +78,6 @@ GAP_NOTE = (
 FREE = ("size", "ground", "start_x", "start_y")  # judged as gaps over the set; their means say nothing
 
 
-Share = tuple[float, float, float]
-
-
 @dataclass(frozen=True)
 class Verdict:
     """Whether the teacher at fewer steps is as good as the student, and if not, why."""
@@ -88,17 +85,6 @@ class Verdict:
     steps: int
     equal: bool
     reasons: tuple[str, ...]
-
-
-def difference(first: Share, second: Share) -> tuple[float, float]:
-    """95% interval of ``first`` - ``second`` from their Wilson intervals (Newcombe 1998, method 10), as of
-    independent samples.
-
-    Args:
-        first, second: (share, low, high).
-    """
-    (p, low_p, high_p), (q, low_q, high_q) = first, second
-    return p - q - math.hypot(p - low_p, high_q - q), p - q + math.hypot(high_p - p, q - low_q)
 
 
 def _share(metrics: Metrics, arm: str) -> Share | None:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from causvid.attention.cache import KVCache
-from causvid.attention.masks import BlockCausal, Rule
+from causvid.attention.since import Since
 from causvid.data.video import to_bytes
 from causvid.errors import UserError
 from causvid.randomness import Draw
@@ -30,31 +30,6 @@ How = Literal["alone", "first", "still"]
 STRENGTH = 0.5  # of restyling, where nobody says: the motion of the input is still seen (docs/streaming.md)
 POLICIES: tuple[Policy, ...] = get_args(Policy)
 HOWS: tuple[How, ...] = get_args(How)
-
-
-@dataclass(frozen=True)
-class Since(Rule):
-    """The rule of a stream that begins anew: frames before ``first`` are not seen, and sinks are those from it on.
-
-    Attributes:
-        rule: the rule of the stream that it was.
-        first: frame with which the next block begins.
-    """
-
-    rule: Rule
-    first: int
-
-    def block_of(self, frame: Any) -> Any:
-        return self.rule.block_of(frame)
-
-    def block_range(self, block: int) -> tuple[int, int]:
-        return self.rule.block_range(block)
-
-    def sees(self, query: Any, key: Any) -> Any:
-        rule = self.rule
-        if isinstance(rule, BlockCausal):  # what begins here is a whole block, whatever the first of all was
-            rule = replace(rule, first_block_frames=None)
-        return (key >= self.first) & rule.sees(query - self.first, key - self.first)
 
 
 @dataclass(frozen=True)
