@@ -16,7 +16,8 @@ demo: $(RUN_STAMP)
 test: $(TEST_STAMP)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not vbench" --durations=10
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not vbench" --durations=10 \
+		-n auto --maxprocesses 4 --dist loadfile
 	@echo "left out: tests marked slow (make slow) and vbench (make vbench); .ci/run runs them" >&2
 
 slow: $(TEST_STAMP)
