@@ -132,7 +132,17 @@ class Store:
         return self.root / node.name / node.identity
 
     def done(self, node: Node) -> bool:
-        return (self.folder(node) / "DONE").is_file()
+        """Whether a node is finished, and all that it made is still there."""
+        return (self.folder(node) / "DONE").is_file() and not self.gone(node)
+
+    def gone(self, node: Node) -> list[str]:
+        """Names of the files that a finished node made and that somebody deleted."""
+        folder = self.folder(node)
+        try:
+            made = json.loads((folder / "DONE").read_text()).get("files", [])
+        except (OSError, ValueError):
+            made = []
+        return [name for name in made if not (folder / name).exists()]
 
     @contextmanager
     def locked(self, node: Node, say: Callable[[str], None]) -> Iterator[Path]:
@@ -176,6 +186,8 @@ class Store:
                     skipped.append(node.name)
                     continue
                 if ranks.first():
+                    if self.gone(node):
+                        (folder / "DONE").unlink()
                     weights.write_json(folder / "record.json", node.record)
                 inputs = {name: self.folder(by_name[name]) for name in node.record["inputs"]}
                 begin = time.monotonic()
@@ -186,7 +198,9 @@ class Store:
                 ranks.wait()
                 done = {"stage": node.name, "identity": node.identity, "seconds": round(time.monotonic() - begin, 3)}
                 if ranks.first():
-                    weights.write_json(folder / "DONE", {**done, "environment": environment()})
+                    aside = {"lock", "record.json", "DONE", context.checkpoint.name}
+                    files = sorted(each.name for each in folder.iterdir() if each.is_file() and each.name not in aside)
+                    weights.write_json(folder / "DONE", {**done, "files": files, "environment": environment()})
                     context.checkpoint.unlink(missing_ok=True)
                 say(f"{node.name}: done in {done['seconds']:.1f} s")
             executed.append(node.name)
@@ -196,6 +210,8 @@ class Store:
         """Why a node is done or would run: the difference from the nearest finished result of the same stage."""
         if self.done(node):
             return "done"
+        if gone := self.gone(node):
+            return f"would run: of what it made, {', '.join(map(repr, gone))} is gone"
         if (self.folder(node) / "record.json").is_file():
             return "started, not finished: would continue"
         nearest: list[str] | None = None

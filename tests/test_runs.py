@@ -72,6 +72,18 @@ def test_a_failed_stage_is_not_finished_and_runs_again(tmp_path):
     assert store.done(node) and store.execute([node], Spec("x", {}), print) == ([], ["toy"])
 
 
+def test_a_stage_of_which_a_file_was_deleted_runs_again(tmp_path):
+    store, node = runs.Store(tmp_path), node_of({"a": 1})
+    store.execute([node], Spec("x", {}), print)
+    (store.folder(node) / "log").unlink()
+    assert not store.done(node) and store.explain(node) == "would run: of what it made, 'log' is gone"
+    with pytest.raises(UserError, match="half way"):  # and is not taken for finished on the way
+        store.execute([node_of({"a": 1}, Toy(fail=True))], Spec("x", {}), print)
+    assert (store.folder(node) / "log").exists() and not store.done(node)
+    assert store.execute([node], Spec("x", {}), print) == (["toy"], [])
+    assert store.done(node) and store.explain(node) == "done"
+
+
 def test_explain_names_what_changed_and_survives_damage(tmp_path):
     store = runs.Store(tmp_path)
     node = node_of({"a": {"b": 1}})

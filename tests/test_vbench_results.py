@@ -230,7 +230,11 @@ def test_a_file_that_is_cut_short_is_told_with_how_much_of_it_is_left(tmp_path):
         Footage(path)
 
 
-def test_an_empty_folder_is_an_error(folder):
+def test_an_empty_folder_is_an_error_and_one_that_is_none_leaves_nothing(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    result = CliRunner().invoke(app, ["eval", "videos", str(folder / "x"), "--prompts", str(folder / "prompts.txt")])
+    assert isinstance(result.exception, UserError) and "is not a folder" in str(result.exception)
+    assert not (folder / "evaluation").exists()
     (folder / "w").mkdir()
     result = CliRunner().invoke(app, ["eval", "videos", str(folder / "w"), "--prompts", str(folder / "prompts.txt")])
     assert isinstance(result.exception, UserError) and "no video" in str(result.exception)

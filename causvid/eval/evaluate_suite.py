@@ -36,6 +36,7 @@ def evaluate(
     Raises:
         UserError: nothing can be judged; or a dimension that ``names`` asks for can't.
     """
+    judging.scan(folder, prompts, per_prompt, static_filter)  # refuses a folder that is none before anything is written
     with (
         results.Store(out / "rows.jsonl", others) as store,
         judges.judges(names, judges_folder, out / "judge.log", device, static_filter > 0) as (asked, unjudged),

@@ -77,7 +77,9 @@ class Evaluate:
                     judges_sets = isinstance(metric, SetMetric) and len(videos) > 1
                     over_set = metric.over_set(values) if judges_sets else {}
                     if name == "rollout_last":
-                        over_set.pop("start_gap", None)  # its law is that of a clip's first frame
+                        # The places in these have the law of a clip's first frame.
+                        for key in ("start_gap", "caption_gap"):
+                            over_set.pop(key, None)
                     numbers.update(summary(name, each, over_set))
                 show(number + 1)
         full = f"teacher_{spec['teacher_sampling.steps']}"
