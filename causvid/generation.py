@@ -52,7 +52,7 @@ def _recorded(folder: Path) -> tuple[Spec, Path]:
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder}/record.json is damaged or not that of a whole run: {error!r}") from error
     spec = specs.complete(values, str(folder))
-    if not (student / "DONE").is_file():
+    if not runs.finished(student):
         raise UserError(f"{folder} has no finished student ({student}); run its spec again")
     return spec, student / "weights.safetensors"
 

@@ -122,6 +122,20 @@ def graph(spec: Spec, stages: Mapping[str, Stage], target: str) -> list[Node]:
     return list(nodes.values())
 
 
+def finished(folder: Path) -> bool:
+    """Whether a stage's folder is finished, and all that the stage made is still there."""
+    return (folder / "DONE").is_file() and not gone(folder)
+
+
+def gone(folder: Path) -> list[str]:
+    """Names of the files that a finished stage made and that somebody deleted."""
+    try:
+        made = json.loads((folder / "DONE").read_text()).get("files", [])
+    except (OSError, ValueError):
+        made = []
+    return [name for name in made if not (folder / name).exists()]
+
+
 class Store:
     """The folder of all results."""
 
@@ -132,17 +146,7 @@ class Store:
         return self.root / node.name / node.identity
 
     def done(self, node: Node) -> bool:
-        """Whether a node is finished, and all that it made is still there."""
-        return (self.folder(node) / "DONE").is_file() and not self.gone(node)
-
-    def gone(self, node: Node) -> list[str]:
-        """Names of the files that a finished node made and that somebody deleted."""
-        folder = self.folder(node)
-        try:
-            made = json.loads((folder / "DONE").read_text()).get("files", [])
-        except (OSError, ValueError):
-            made = []
-        return [name for name in made if not (folder / name).exists()]
+        return finished(self.folder(node))
 
     @contextmanager
     def locked(self, node: Node, say: Callable[[str], None]) -> Iterator[Path]:
@@ -186,7 +190,7 @@ class Store:
                     skipped.append(node.name)
                     continue
                 if ranks.first():
-                    if self.gone(node):
+                    if gone(folder):
                         (folder / "DONE").unlink()
                     weights.write_json(folder / "record.json", node.record)
                 inputs = {name: self.folder(by_name[name]) for name in node.record["inputs"]}
@@ -210,8 +214,8 @@ class Store:
         """Why a node is done or would run: the difference from the nearest finished result of the same stage."""
         if self.done(node):
             return "done"
-        if gone := self.gone(node):
-            return f"would run: of what it made, {', '.join(map(repr, gone))} is gone"
+        if missing := gone(self.folder(node)):
+            return f"would run: of what it made, {', '.join(map(repr, missing))} is gone"
         if (self.folder(node) / "record.json").is_file():
             return "started, not finished: would continue"
         nearest: list[str] | None = None
